@@ -1,0 +1,35 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The stamp carries the Python version, so that another PYTHON gets a fresh environment.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+STAMP := $(VENV)/installed-$(VERSION)
+
+.PHONY: help setup train test lint parity
+
+help:  ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP)  ## Make .venv and install the package with its application and tests
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,test]'
+	@touch $@
+
+train: $(STAMP)  ## Train and evaluate AlexNet on the embedded handwritten digits
+	$(BIN)/alexnet train
+
+test: $(STAMP)  ## Run the tests, those of plain functions with every shape annotation checked
+	$(BIN)/python -m pytest -m 'not slow and not compiled and not errors' --jaxtyping-packages=alexnet_func,beartype.beartype
+	$(BIN)/python -m pytest -m 'not slow and (compiled or errors)'
+
+lint: $(STAMP)  ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+parity: $(STAMP)  ## Compare with torchvision's module and with jax.random
+	$(BIN)/python -m parity

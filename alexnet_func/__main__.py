@@ -1,0 +1,7 @@
+"""`python -m alexnet_func`: the console script `alexnet`."""
+
+import sys
+
+from alexnet_func.app.cli import main
+
+sys.exit(main())

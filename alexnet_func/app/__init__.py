@@ -1,0 +1,1 @@
+"""The application: `alexnet` on the command line (`cli`) and the training run (`fit`)."""

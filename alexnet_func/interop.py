@@ -1,0 +1,179 @@
+"""nn.Module to pure function and back, torchvision's weights, and export."""
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from alexnet_func.arch import (
+    ALEXNET,
+    LRN,
+    AdaptiveAvgPool,
+    Arch,
+    Conv,
+    Dropout,
+    Flatten,
+    Linear,
+    MaxPool,
+    Placed,
+    ReLU,
+    param_shapes,
+    place,
+)
+from alexnet_func.model import Params, check_named_tensors
+
+PureForward = Callable[..., Any]
+
+
+def from_module(module: nn.Module) -> tuple[PureForward, Params, Params]:
+    """Any module as `(forward, params, buffers)`, with `forward(params, buffers, *args, **kwargs)` pure.
+
+    The dicts hold copies: training the module afterwards changes neither them nor `forward`. Inputs and outputs are
+    those of the module's own forward; with `torch.func.functional_call` underneath, every transform applies.
+
+    Raises ValueError, naming the submodules, for a module in training mode that has dropout or batch norm, since it would
+    draw hidden randomness or change its buffers; and from `forward` for missing, unknown or misshapen tensors.
+    """
+    impure = [f"{name or type(part).__name__} ({type(part).__name__})" for name, part in _impure_parts(module)]
+    if impure:
+        raise ValueError(f"not pure in training mode: {', '.join(impure)}; call module.eval() first")
+    params = {name: p.detach().clone() for name, p in module.named_parameters()}
+    buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
+    shapes = {name: tuple(t.shape) for name, t in (params | buffers).items()}
+    skeleton = copy.deepcopy(module).to("meta")
+
+    def forward(params: Params, buffers: Params, *args: Any, **kwargs: Any) -> Any:
+        tensors = {**params, **buffers}
+        check_named_tensors(shapes, tensors, f"tensors of {type(module).__name__}")
+        return functional_call(skeleton, tensors, args, kwargs)
+
+    return forward, params, buffers
+
+
+class AlexNet(nn.Module):
+    """An `Arch` as an ordinary module in torchvision's layout: `features`, `avgpool`, `classifier`."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        layers = place(arch, (arch.in_channels, arch.image_size, arch.image_size))
+        self.features = nn.Sequential(*(_module_of(at) for at in layers if at.name.startswith("features.")))
+        self.avgpool = nn.Sequential(*(_module_of(at) for at in layers if at.name == "avgpool"))
+        self.classifier = nn.Sequential(*(_module_of(at) for at in layers if at.name.startswith("classifier.")))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, classes] of images [N, C, H, W]."""
+        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+
+def to_module(params: Params, arch: Arch = ALEXNET) -> nn.Module:
+    """A module in evaluation mode whose `state_dict()` is a copy of `params`, on their device and in their dtype.
+
+    Raises ValueError that lists every missing, unknown or misshapen parameter.
+    """
+    check_named_tensors(param_shapes(arch), params, f"params of {arch.name}")
+    with torch.device("meta"):
+        module = AlexNet(arch)
+    module.load_state_dict({name: p.detach().clone() for name, p in params.items()}, assign=True)
+    return module.requires_grad_().eval()
+
+
+def load_torchvision(weights: Any) -> Params:
+    """Torchvision's AlexNet parameters, from published weights or from a file.
+
+    `weights` is a `torchvision.models.AlexNet_Weights`, the name of one such as "IMAGENET1K_V1" or "DEFAULT" (downloaded on
+    first use by torchvision, its hash checked), or the path of a state dict, read without running any pickled code.
+    The last layer may have any number of classes.
+
+    Raises FileNotFoundError for a path that is not there; ValueError for a file that holds something else.
+    """
+    if isinstance(weights, str | os.PathLike) and not _is_weights_name(weights):
+        state = _read_state_dict(Path(weights))
+    else:
+        state = dict(_published(weights).get_state_dict(progress=True, check_hash=True))
+    bias = state.get("classifier.6.bias")
+    classes = len(bias) if isinstance(bias, Tensor) and bias.dim() == 1 and len(bias) else ALEXNET.num_classes
+    check_named_tensors(param_shapes(ALEXNET.replace(num_classes=classes)), state, str(weights))
+    return state
+
+
+def export(params: Params, path: str | os.PathLike[str], arch: Arch = ALEXNET) -> None:
+    """Writes the evaluation forward, for any batch size, as `torch.export` (*.pt2) or ONNX (*.onnx), by the suffix.
+
+    ONNX needs the packages onnx and onnxscript. The input is named "x" [N, C, H, W] at the arch's image size, the
+    output "logits" [N, classes]. Raises ValueError for another suffix.
+    """
+    path = Path(path)
+    if path.suffix not in (".pt2", ".onnx"):
+        raise ValueError(f"path must end in .pt2 or .onnx, got {path}")
+    module = to_module(params, arch)
+    first = next(iter(params.values()))
+    example = torch.zeros(2, arch.in_channels, arch.image_size, arch.image_size, dtype=first.dtype, device=first.device)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(module, (example,), dynamic_shapes={"x": {0: batch}})
+    if path.suffix == ".pt2":
+        torch.export.save(program, path)
+    else:
+        torch.onnx.export(
+            program, f=path, input_names=["x"], output_names=["logits"], external_data=False, verbose=False
+        )
+
+
+_RANDOM_PARTS = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+_RANDOM_NAMES = ("StochasticDepth", "DropBlock2d", "DropBlock3d", "DropPath")
+
+
+def _impure_parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    def impure(part: nn.Module) -> bool:
+        if isinstance(part, nn.modules.batchnorm._NormBase):
+            return part.track_running_stats
+        if isinstance(part, nn.RNNBase | nn.MultiheadAttention):
+            return part.dropout > 0
+        return isinstance(part, _RANDOM_PARTS) or type(part).__name__ in _RANDOM_NAMES
+
+    return [(name, part) for name, part in module.named_modules() if part.training and impure(part)]
+
+
+def _module_of(at: Placed) -> nn.Module:
+    match at.layer:
+        case Conv(out_channels, kernel, stride, padding, groups):
+            return nn.Conv2d(at.in_shape[0], out_channels, kernel, stride, padding, groups=groups)
+        case Linear():
+            return nn.Linear(at.in_shape[0], at.out_shape[0])
+        case ReLU():
+            return nn.ReLU(inplace=True)
+        case LRN(size, alpha, beta, k, convention):
+            return nn.LocalResponseNorm(size, alpha * size if convention == "sum" else alpha, beta, k)
+        case MaxPool(kernel, stride, ceil_mode):
+            return nn.MaxPool2d(kernel, stride, ceil_mode=ceil_mode)
+        case AdaptiveAvgPool(size):
+            return nn.AdaptiveAvgPool2d(size)
+        case Dropout(rate):
+            return nn.Dropout(rate)
+        case Flatten():
+            return nn.Flatten()
+
+
+def _is_weights_name(weights: str | os.PathLike[str]) -> bool:
+    from torchvision.models import AlexNet_Weights
+
+    return isinstance(weights, str) and weights in (*AlexNet_Weights.__members__, "DEFAULT")
+
+
+def _published(weights: Any) -> Any:
+    from torchvision.models import AlexNet_Weights
+
+    return AlexNet_Weights[weights] if isinstance(weights, str) else AlexNet_Weights.verify(weights)
+
+
+def _read_state_dict(path: Path) -> Params:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is neither a file nor the name of torchvision's AlexNet weights")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
+    return dict(state)

@@ -1,0 +1,72 @@
+"""Cross-entropy, accuracy, and `loss_fn`, the scalar that training differentiates."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int32
+from torch import Tensor
+
+from alexnet_func.arch import ALEXNET, Arch
+from alexnet_func.model import Params, forward
+
+Batch = tuple[Tensor, Tensor]
+
+
+def cross_entropy(
+    logits: Float[Tensor, "*n classes"], labels: Int[Tensor, "*n"], label_smoothing: float = 0.0
+) -> Float[Tensor, ""]:
+    """Mean over the batch of `-log softmax(logits)[label]`, in nats; [K] logits with a scalar label accepted.
+
+    With `label_smoothing` s the target is `1 - s` on the label plus `s / K` everywhere (Szegedy et al. 2016,
+    section 7). Half-precision logits are raised to float32 first. Errors as `check_labels` raises them.
+    """
+    check_labels(labels, logits.shape[-1])
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels must have shape {list(logits.shape[:-1])} to fit the logits, got {list(labels.shape)}"
+        )
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    return F.cross_entropy(logits, labels.long(), label_smoothing=label_smoothing)
+
+
+def accuracy(logits: Float[Tensor, "*n classes"], labels: Int[Tensor, "*n"], k: int = 1) -> Float[Tensor, ""]:
+    """The fraction (0 to 1) of examples whose label is among the `k` largest logits.
+
+    Raises ValueError unless 1 <= k <= classes; label errors as `check_labels` raises them.
+    """
+    check_labels(labels, logits.shape[-1])
+    if not 1 <= k <= logits.shape[-1]:
+        raise ValueError(f"k must lie in 1..{logits.shape[-1]}, got {k}")
+    return (logits.topk(k).indices == labels[..., None]).any(-1).float().mean()
+
+
+def loss_fn(
+    params: Params, batch: Batch, *, arch: Arch = ALEXNET, key: Int32[Tensor, "*k 2"] | None = None
+) -> Float[Tensor, ""]:
+    """`cross_entropy(forward(params, x, arch=arch, key=key), y)` for `batch = (x, y)`.
+
+    Labels are checked before the forward pass. Errors as `forward` and `check_labels` raise them.
+    """
+    x, y = batch
+    check_labels(y, arch.num_classes)
+    return cross_entropy(forward(params, x, arch=arch, key=key), y)
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raises TypeError unless labels are integers, ValueError where one lies outside 0 .. num_classes - 1.
+
+    The range is checked on plain CPU tensors alone: under vmap or compile there is no value to look at, and on
+    a GPU looking would wait for it.
+    """
+    if not isinstance(labels, Tensor) or labels.dtype.is_floating_point or labels.dtype == torch.bool:
+        given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be an integer tensor, got {given}")
+    if torch.compiler.is_compiling() or labels.device.type != "cpu" or not _is_plain(labels) or not labels.numel():
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {low}..{high}")
+
+
+def _is_plain(x: Tensor) -> bool:
+    return type(x) is Tensor and torch.func.debug_unwrap(x) is x

@@ -1,0 +1,204 @@
+"""AlexNet as two functions, `init` and `forward`, and `walk`, the one traversal of an `Arch`.
+
+Parameters are a dict from state-dict names to tensors; randomness is a key. There is no module, no
+mode flag and no global generator, so every `torch.func` transform and `torch.compile` applies.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+from alexnet_func import ops, random
+from alexnet_func.arch import (
+    ALEXNET,
+    LRN,
+    AdaptiveAvgPool,
+    Arch,
+    Constant,
+    Conv,
+    Dropout,
+    FanInUniform,
+    Flatten,
+    HeNormal,
+    Init,
+    Linear,
+    MaxPool,
+    Normal,
+    Placed,
+    ReLU,
+    Shape,
+    param_shapes,
+    place,
+)
+
+Params = dict[str, Tensor]
+
+# A layer function takes the placed layer, its input and its operands: weight and bias for Conv and Linear,
+# the uniform noise for Dropout, nothing for the rest.
+LayerFn = Callable[..., Tensor]
+Table = Mapping[type, LayerFn]
+
+PLAIN: Table = {
+    Conv: lambda at, x, weight, bias: F.conv2d(
+        x, weight, bias, stride=at.layer.stride, padding=at.layer.padding, groups=at.layer.groups
+    ),
+    Linear: lambda at, x, weight, bias: F.linear(x, weight, bias),
+    ReLU: lambda at, x: F.relu(x),
+    LRN: lambda at, x: ops.local_response_norm(x, at.layer),
+    MaxPool: lambda at, x: F.max_pool2d(x, at.layer.kernel_size, at.layer.stride, ceil_mode=at.layer.ceil_mode),
+    AdaptiveAvgPool: lambda at, x: F.adaptive_avg_pool2d(x, at.layer.output_size),
+    Flatten: lambda at, x: x.flatten(-3),
+    Dropout: lambda at, x, noise: ops.dropout(x, noise, at.layer.rate),
+}
+
+
+def init(
+    key: random.Key,
+    arch: Arch = ALEXNET,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Params:
+    """Initial parameters of `arch`, drawn as its records say, on `device` (default: the key's).
+
+    The i-th tensor is drawn in float32 from `fold_in(key, i)` and cast to `dtype`. The names and shapes are
+    `param_shapes(arch)`: those of the state dict of `interop.to_module(params, arch)`.
+    """
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating dtype, got {dtype}")
+    key = key.to(device) if device is not None else key
+    inits = {
+        f"{at.name}.{kind}": rule
+        for at in place(arch, (arch.in_channels, arch.image_size, arch.image_size))
+        if isinstance(at.layer, Conv | Linear)
+        for kind, rule in (("weight", at.layer.weight), ("bias", at.layer.bias))
+    }
+    shapes = param_shapes(arch)
+    fan_in = {name: math.prod(shapes[name.replace(".bias", ".weight")][1:]) for name in shapes}
+    return {
+        name: _draw(random.fold_in(key, i), inits[name], shape, fan_in[name]).to(dtype)
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def forward(
+    params: Params,
+    x: Float[Tensor, "*n c h w"],
+    *,
+    arch: Arch = ALEXNET,
+    key: Int32[Tensor, "*k 2"] | None = None,
+) -> Float[Tensor, "*n classes"]:
+    """Logits [N, classes] of images [N, C, H, W], or [classes] of one image [C, H, W].
+
+    `key=None` is evaluation. With a key, dropout masks are drawn from it: on a batch the i-th example's key is
+    `split(key, N)[i]`, or row i of a key of shape [N, 2], so that `forward` on a batch equals `vmap(forward)` over
+    examples and keys, and an example's masks do not depend on who shares its batch. The i-th dropout layer
+    keeps a value where `bernoulli(fold_in(example_key, i), 1 - rate, shape)`.
+
+    `x` is cast to the parameters' dtype, which the logits have. In evaluation `ALEXNET` gives the bits of
+    `torchvision.models.alexnet`.
+
+    Raises TypeError for integer images or something that is no key; ValueError for images of another shape than
+    the arch takes, for parameters that are missing, unknown, misshapen, of mixed dtype or on another device.
+    """
+    _check_params(arch, params)
+    _check_input(arch, params, x, key)
+    dtype = next(iter(params.values())).dtype
+    return walk(arch, params, x.to(dtype), key, PLAIN)
+
+
+def walk(arch: Arch, params: Params, x: Tensor, key: Tensor | None, table: Table) -> Tensor:
+    """Applies `table[type(layer)](placed, x, *operands)` for every layer of `arch` in turn.
+
+    The one loop over layers: taps for per-sample gradients, or faster equivalents for a compiled step, are
+    other tables. Without a key dropout layers are passed over. Arguments are those of `forward`, unchecked.
+    """
+    layers = place(arch, tuple(x.shape[-3:]))
+    noise = {} if key is None else dropout_noise(layers, key, batch=x.shape[:-3])
+    for at in layers:
+        operands: tuple[Tensor, ...] = ()
+        if isinstance(at.layer, Conv | Linear):
+            operands = (params[f"{at.name}.weight"], params[f"{at.name}.bias"])
+        elif isinstance(at.layer, Dropout):
+            if key is None:
+                continue
+            operands = (noise[at.name],)
+        x = table[type(at.layer)](at, x, *operands)
+    return x
+
+
+def dropout_noise(
+    layers: tuple[Placed, ...], key: Int32[Tensor, "*k 2"], batch: Sequence[int]
+) -> dict[str, Float[Tensor, "..."]]:
+    """The uniforms of every dropout layer by name, each [*batch, *shape]; see `forward` for which key makes which.
+
+    One call derives all keys and one draws all noise: compiling the cipher is what costs.
+    """
+    sites = [at for at in layers if isinstance(at.layer, Dropout)]
+    if not sites:
+        return {}
+    if batch and key.dim() == 1:
+        key = random.split(key, batch[0])
+    sizes = [math.prod(at.in_shape) for at in sites]
+    flat = random.uniform_segments(key, sizes).split(sizes, dim=-1)
+    return {at.name: noise.reshape(*batch, *at.in_shape) for at, noise in zip(sites, flat, strict=True)}
+
+
+def _draw(key: Tensor, rule: Init, shape: Shape, fan_in: int) -> Tensor:
+    match rule:
+        case Normal(std):
+            return random.normal(key, shape) * std
+        case HeNormal():
+            return random.normal(key, shape) * math.sqrt(2 / fan_in)
+        case FanInUniform():
+            return (random.uniform(key, shape) * 2 - 1) / math.sqrt(fan_in)
+        case Constant(value):
+            return torch.full(shape, value, device=key.device)
+
+
+def check_named_tensors(expected: Mapping[str, Shape], given: Mapping[str, Any], what: str) -> None:
+    """Raises ValueError that lists every missing, unexpected and misshapen name; TypeError for a non-tensor."""
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{what}: {name} must be a tensor, got {type(value).__name__}")
+    problems = [f"missing {name} {list(expected[name])}" for name in expected if name not in given]
+    problems += [f"unexpected {name} {list(given[name].shape)}" for name in given if name not in expected]
+    problems += [
+        f"{name} must be {list(shape)}, got {list(given[name].shape)}"
+        for name, shape in expected.items()
+        if name in given and given[name].shape != shape
+    ]
+    if problems:
+        raise ValueError(f"{what}: " + "; ".join(problems))
+
+
+def _check_params(arch: Arch, params: Params) -> None:
+    what = f"params of {arch.name}"
+    check_named_tensors(param_shapes(arch), params, what)
+    for attribute in ("dtype", "device"):
+        found = {str(getattr(value, attribute)) for value in params.values()}
+        if len(found) > 1:
+            raise ValueError(f"{what} must share one {attribute}, got {', '.join(sorted(found))}")
+
+
+def _check_input(arch: Arch, params: Params, x: Tensor, key: Tensor | None) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        given = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"x must be a floating tensor of images, got {given}; scale integer images first, as in x / 255"
+        )
+    if x.dim() not in (3, 4):
+        raise ValueError(f"x must be [C, H, W] or [N, C, H, W], got {list(x.shape)}")
+    place(arch, tuple(x.shape[-3:]))
+    device = next(iter(params.values())).device
+    if x.device != device:
+        raise ValueError(f"params are on {device} but x is on {x.device}")
+    if key is not None:
+        random.check_key(key, rows=x.shape[0] if x.dim() == 4 else None)
+        if key.device != device:
+            raise ValueError(f"params are on {device} but key is on {key.device}")

@@ -1,0 +1,37 @@
+"""Pure tensor operations that torch lacks, or gets wrong on one example.
+
+Each takes one example or a batch, and works under `torch.func` transforms and `torch.compile`.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from alexnet_func.arch import LRN
+
+
+def local_response_norm(x: Float[Tensor, "*n c h w"], layer: LRN) -> Float[Tensor, "*n c h w"]:
+    """Local response normalisation across channels, Krizhevsky et al. 2012, section 3.3.
+
+    `y_i = x_i / (k + a * sum_j x_j^2)^beta`, where j runs over the `size` channels around i that exist
+    and `a` is alpha ("sum" convention) or alpha / size ("mean"). `F.local_response_norm` agrees on a batch
+    to rounding; on one example [C, H, W] it silently normalises over the wrong axis.
+    """
+    channels = x.shape[-3]
+    padded = F.pad(x * x, (0, 0, 0, 0, layer.size // 2, (layer.size - 1) // 2))
+    total = padded.narrow(-3, 0, channels)
+    for offset in range(1, layer.size):
+        total = total + padded.narrow(-3, offset, channels)
+    alpha = layer.alpha if layer.convention == "sum" else layer.alpha / layer.size
+    return x / (layer.k + alpha * total) ** layer.beta
+
+
+def dropout(x: Float[Tensor, "*s"], noise: Float32[Tensor, "*s"], rate: float) -> Float[Tensor, "*s"]:
+    """Inverted dropout: `x / (1 - rate)` where `noise < 1 - rate`, else 0.
+
+    `noise` is `random.uniform(key, x.shape)`, so what is kept is `random.bernoulli(key, 1 - rate, x.shape)`.
+    Raises ValueError for a rate outside [0, 1).
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout rate must lie in [0, 1), got {rate}")
+    return (x / (1 - rate)).where(noise < 1 - rate, 0)

@@ -1,0 +1,184 @@
+"""Optimisers as (init, update) pairs of pure functions, and learning-rate schedules.
+
+    optimizer = sgd(0.01, momentum=0.9)
+    opt_state = optimizer.init(params)
+    params, opt_state = optimizer.update(grads, opt_state, params, step)
+
+`update` applies the step and returns the new parameters, where optax returns an increment to add. `step` counts
+updates from 0, as an int64 scalar tensor. A learning rate is a number or a schedule: a function of `step` that
+returns a float64 scalar tensor, so nothing has to leave the device.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from alexnet_func.model import Params
+
+OptState = dict[str, Params]
+Schedule = Callable[[Int[Tensor, ""]], Float[Tensor, ""]]
+
+
+class Optimizer(NamedTuple):
+    """`init(params) -> opt_state` and `update(grads, opt_state, params, step) -> (params, opt_state)`."""
+
+    init: Callable[[Params], OptState]
+    update: Callable[[Params, OptState, Params, Tensor], tuple[Params, OptState]]
+
+
+def sgd(
+    learning_rate: float | Schedule,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    form: Literal["torch", "paper"] = "torch",
+) -> Optimizer:
+    """Stochastic gradient descent with momentum; the decay `weight_decay * p` is added to the gradient g.
+
+    `form="torch"`: `v <- momentum v + g; p <- p - lr v` (`p - lr (g + momentum v)` with Nesterov), with the bits of
+    `torch.optim.SGD` on the same device. `form="paper"`: `v <- momentum v - lr g; p <- p + v`, Krizhevsky et al. 2012,
+    section 5. The two differ once the rate changes: the paper's velocity remembers the old rate.
+
+    Raises ValueError for a negative rate, momentum or decay, for Nesterov without momentum or in the paper's form.
+    """
+    _check_not_negative(learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay)
+    if form not in ("torch", "paper"):
+        raise ValueError(f'form must be "torch" or "paper", got {form!r}')
+    if nesterov and (momentum == 0 or form == "paper"):
+        raise ValueError('nesterov needs momentum > 0 and form="torch"')
+
+    def init(params: Params) -> OptState:
+        return {"velocity": {name: torch.zeros_like(p) for name, p in params.items()}} if momentum else {}
+
+    def decayed(g: Tensor, p: Tensor) -> Tensor:
+        return _add_scaled(g, p, weight_decay) if weight_decay else g
+
+    def update_torch(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> tuple[Params, OptState]:
+        descent = {name: decayed(grads[name], p) for name, p in params.items()}
+        if momentum:
+            velocity = {name: opt_state["velocity"][name] * momentum + g for name, g in descent.items()}
+            opt_state = {"velocity": velocity}
+            descent = (
+                {name: _add_scaled(g, velocity[name], momentum) for name, g in descent.items()}
+                if nesterov
+                else velocity
+            )
+        return {name: _descend(p, descent[name], learning_rate, step) for name, p in params.items()}, opt_state
+
+    def update_paper(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> tuple[Params, OptState]:
+        velocity = {}
+        for name, p in params.items():
+            start = opt_state["velocity"][name] * momentum if momentum else torch.zeros_like(p)
+            velocity[name] = _descend(start, decayed(grads[name], p), learning_rate, step)
+        return {name: p + velocity[name] for name, p in params.items()}, {"velocity": velocity} if momentum else {}
+
+    return Optimizer(init, update_torch if form == "torch" else update_paper)
+
+
+def adamw(
+    learning_rate: float | Schedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Optimizer:
+    """Adam with decoupled weight decay: Loshchilov and Hutter 2019, algorithm 2, as in `torch.optim.AdamW`.
+
+    `p <- p - lr weight_decay p - lr m_hat / (sqrt(v_hat) + eps)` with bias-corrected moments m_hat and v_hat.
+
+    Raises ValueError for a negative rate, eps or decay, or a b1 or b2 outside [0, 1).
+    """
+    _check_not_negative(learning_rate=learning_rate, eps=eps, weight_decay=weight_decay)
+    if not (0 <= b1 < 1 and 0 <= b2 < 1):
+        raise ValueError(f"b1 and b2 must lie in [0, 1), got {b1} and {b2}")
+
+    def init(params: Params) -> OptState:
+        return {moment: {name: torch.zeros_like(p) for name, p in params.items()} for moment in ("first", "second")}
+
+    def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> tuple[Params, OptState]:
+        first = {name: torch.lerp(m, grads[name], 1 - b1) for name, m in opt_state["first"].items()}
+        second = {name: v * b2 + (1 - b2) * grads[name] ** 2 for name, v in opt_state["second"].items()}
+        count = (step + 1).double()
+        correction1, correction2 = 1 - b1**count, 1 - b2**count
+        rate = _rate(learning_rate, step)
+
+        def descended(name: str, p: Tensor) -> Tensor:
+            scale = (second[name].sqrt() / correction2.sqrt().to(p.dtype)) + eps
+            return p * (1 - rate * weight_decay).to(p.dtype) - (rate / correction1).to(p.dtype) * (first[name] / scale)
+
+        return {name: descended(name, p) for name, p in params.items()}, {"first": first, "second": second}
+
+    return Optimizer(init, update)
+
+
+def constant(value: float) -> Schedule:
+    """The same rate at every step."""
+    _check_not_negative(value=value)
+    return lambda step: torch.full_like(step, value, dtype=torch.float64)
+
+
+def step_decay(value: float, boundaries: tuple[int, ...], factor: float = 0.1) -> Schedule:
+    """`value * factor^n`, n the number of boundaries b with b <= step: the paper divides by ten, three times."""
+    _check_not_negative(value=value, factor=factor)
+
+    def schedule(step: Tensor) -> Tensor:
+        rate = torch.full_like(step, value, dtype=torch.float64)
+        for boundary in boundaries:
+            rate = torch.where(step >= boundary, rate * factor, rate)
+        return rate
+
+    return schedule
+
+
+def warmup_linear(peak: float, warmup_steps: int, total_steps: int) -> Schedule:
+    """Rises linearly to `peak` over `warmup_steps`, then falls linearly to 0 at `total_steps` and stays there.
+
+    The rate of step s < warmup_steps is `peak (s + 1) / warmup_steps`, so that the first step already moves.
+    """
+    return _after_warmup(peak, warmup_steps, total_steps, lambda progress: 1 - progress)
+
+
+def warmup_cosine(peak: float, warmup_steps: int, total_steps: int) -> Schedule:
+    """As `warmup_linear`, but falls as half a cosine: Loshchilov and Hutter 2017, equation 5, without restarts."""
+    return _after_warmup(peak, warmup_steps, total_steps, lambda progress: (1 + torch.cos(math.pi * progress)) / 2)
+
+
+def _after_warmup(peak: float, warmup_steps: int, total_steps: int, fall: Callable[[Tensor], Tensor]) -> Schedule:
+    _check_not_negative(peak=peak)
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(f"warmup_steps must lie in 0..total_steps-1, got {warmup_steps} of {total_steps}")
+
+    def schedule(step: Tensor) -> Tensor:
+        progress = ((step.double() - warmup_steps) / (total_steps - warmup_steps)).clamp(0, 1)
+        rise = (step.double() + 1) / max(1, warmup_steps)
+        return peak * torch.where(step < warmup_steps, rise, fall(progress))
+
+    return schedule
+
+
+def _rate(learning_rate: float | Schedule, step: Tensor) -> Tensor:
+    return (learning_rate if callable(learning_rate) else constant(learning_rate))(step)
+
+
+def _descend(p: Tensor, direction: Tensor, learning_rate: float | Schedule, step: Tensor) -> Tensor:
+    return _add_scaled(p, direction, -learning_rate(step) if callable(learning_rate) else -learning_rate)
+
+
+def _add_scaled(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
+    """`a + scale * b`, eagerly with one rounding as in torch.optim; the plain expression rounds twice."""
+    if isinstance(scale, Tensor):
+        return torch.addcmul(a, b, scale.to(b.dtype))
+    if torch.compiler.is_compiling():
+        # Inductor turns add(matmul, b, alpha=s) into addmm and loses s (seen in torch 2.11 to 2.14).
+        return a + scale * b
+    return torch.add(a, b, alpha=scale)
+
+
+def _check_not_negative(**values: Any) -> None:
+    for name, value in values.items():
+        if not callable(value) and not value >= 0:
+            raise ValueError(f"{name} must not be negative, got {value}")

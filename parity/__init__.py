@@ -1,0 +1,1 @@
+"""Proof that the pure functions equal the modules they port: `python -m parity`."""
