@@ -36,8 +36,8 @@ def from_module(module: nn.Module) -> tuple[PureForward, Params, Params]:
     The dicts hold copies: training the module afterwards changes neither them nor `forward`. Inputs and outputs are
     those of the module's own forward; with `torch.func.functional_call` underneath, every transform applies.
 
-    Raises ValueError, naming the submodules, for a module in training mode that has dropout or batch norm, since it would
-    draw hidden randomness or change its buffers; and from `forward` for missing, unknown or misshapen tensors.
+    Raises ValueError, naming the submodules, for a module in training mode that has dropout or batch norm, since it
+    would draw hidden randomness or change its buffers; and from `forward` for missing, unknown or misshapen tensors.
     """
     impure = [f"{name or type(part).__name__} ({type(part).__name__})" for name, part in _impure_parts(module)]
     if impure:
@@ -45,7 +45,12 @@ def from_module(module: nn.Module) -> tuple[PureForward, Params, Params]:
     params = {name: p.detach().clone() for name, p in module.named_parameters()}
     buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
     shapes = {name: tuple(t.shape) for name, t in (params | buffers).items()}
-    skeleton = copy.deepcopy(module).to("meta")
+    # deepcopy takes what the memo holds for a copy: no weight is duplicated, and tied weights stay tied.
+    hollow: dict[int, Tensor] = {
+        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()
+    }
+    hollow |= {id(b): b.detach().to("meta") for b in module.buffers()}
+    skeleton = copy.deepcopy(module, hollow)
 
     def forward(params: Params, buffers: Params, *args: Any, **kwargs: Any) -> Any:
         tensors = {**params, **buffers}
@@ -83,11 +88,11 @@ def to_module(params: Params, arch: Arch = ALEXNET) -> nn.Module:
 
 
 def load_torchvision(weights: Any) -> Params:
-    """Torchvision's AlexNet parameters, from published weights or from a file.
+    """The parameters of a torchvision AlexNet, published or from a file.
 
-    `weights` is a `torchvision.models.AlexNet_Weights`, the name of one such as "IMAGENET1K_V1" or "DEFAULT" (downloaded on
-    first use by torchvision, its hash checked), or the path of a state dict, read without running any pickled code.
-    The last layer may have any number of classes.
+    `weights` is a `torchvision.models.AlexNet_Weights`, the name of one such as "IMAGENET1K_V1" or "DEFAULT"
+    (downloaded on first use by torchvision, its hash checked), or the path of a state dict, read without running
+    any pickled code. The last layer may have any number of classes.
 
     Raises FileNotFoundError for a path that is not there; ValueError for a file that holds something else.
     """
@@ -123,7 +128,7 @@ def export(params: Params, path: str | os.PathLike[str], arch: Arch = ALEXNET) -
         )
 
 
-_RANDOM_PARTS = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+_RANDOM_PARTS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 _RANDOM_NAMES = ("StochasticDepth", "DropBlock2d", "DropBlock3d", "DropPath")
 
 

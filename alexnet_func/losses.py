@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Float, Int32, Integer
 from torch import Tensor
 
 from alexnet_func.arch import ALEXNET, Arch
@@ -12,7 +12,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def cross_entropy(
-    logits: Float[Tensor, "*n classes"], labels: Int[Tensor, "*n"], label_smoothing: float = 0.0
+    logits: Float[Tensor, "*n classes"], labels: Integer[Tensor, "*n"], label_smoothing: float = 0.0
 ) -> Float[Tensor, ""]:
     """Mean over the batch of `-log softmax(logits)[label]`, in nats; [K] logits with a scalar label accepted.
 
@@ -29,7 +29,7 @@ def cross_entropy(
     return F.cross_entropy(logits, labels.long(), label_smoothing=label_smoothing)
 
 
-def accuracy(logits: Float[Tensor, "*n classes"], labels: Int[Tensor, "*n"], k: int = 1) -> Float[Tensor, ""]:
+def accuracy(logits: Float[Tensor, "*n classes"], labels: Integer[Tensor, "*n"], k: int = 1) -> Float[Tensor, ""]:
     """The fraction (0 to 1) of examples whose label is among the `k` largest logits.
 
     Raises ValueError unless 1 <= k <= classes; label errors as `check_labels` raises them.
@@ -55,18 +55,17 @@ def loss_fn(
 def check_labels(labels: Tensor, num_classes: int) -> None:
     """Raises TypeError unless labels are integers, ValueError where one lies outside 0 .. num_classes - 1.
 
-    The range is checked on plain CPU tensors alone: under vmap or compile there is no value to look at, and on
-    a GPU looking would wait for it.
+    The range is looked at on a CPU alone and not inside compiled code: on a GPU looking would wait for it. Under
+    torch.func transforms the labels inside the wrappers are checked, all examples of a vmap at once.
     """
     if not isinstance(labels, Tensor) or labels.dtype.is_floating_point or labels.dtype == torch.bool:
         given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"labels must be an integer tensor, got {given}")
-    if torch.compiler.is_compiling() or labels.device.type != "cpu" or not _is_plain(labels) or not labels.numel():
+    if torch.compiler.is_compiling() or labels.device.type != "cpu":
         return
-    low, high = int(labels.min()), int(labels.max())
+    values = torch.func.debug_unwrap(labels, recurse=True)
+    if type(values) is not Tensor or not values.numel():  # a fake tensor has no values
+        return
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high >= num_classes:
         raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {low}..{high}")
-
-
-def _is_plain(x: Tensor) -> bool:
-    return type(x) is Tensor and torch.func.debug_unwrap(x) is x

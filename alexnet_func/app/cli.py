@@ -69,13 +69,16 @@ def _train(options: Train) -> None:
     console.print(f"test accuracy {result.top1 * 100:.2f} % ({result.count} images)")
 
 
+_LEAST = {"epochs": 1, "batch_size": 1, "limit": 1, "lr": 0, "momentum": 0, "weight_decay": 0}
+
+
 def _recipe(options: Train) -> fit.Recipe:
     if options.data not in fit.RECIPES:
         raise ValueError(f"unknown data set {options.data!r}; there is {', '.join(fit.RECIPES)}")
-    for name in ("epochs", "batch_size", "limit"):
+    for name, least in _LEAST.items():
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if value is not None and not value >= least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     names = {field.name for field in dataclasses.fields(fit.Recipe)}
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
     return dataclasses.replace(fit.RECIPES[options.data], **given)

@@ -41,8 +41,8 @@ def load(name: str) -> Dataset:
 def digits() -> Dataset:
     """scikit-learn's 1,797 handwritten digits of 8x8 pixels (UCI, Alpaydin and Kaynak 1998) as 3x32x32; no download.
 
-    Each pixel becomes 4x4 of three equal channels. A fifth of each class, 359 images drawn with a fixed key, is the test
-    split. Raises ImportError without scikit-learn.
+    Each pixel becomes 4x4 of three equal channels. A fifth of each class, 355 images chosen by a fixed key, is the
+    test split. Raises ImportError without scikit-learn.
     """
     try:
         from sklearn.datasets import load_digits

@@ -1,0 +1,67 @@
+import functools
+import shutil
+
+import pytest
+import torch
+
+import alexnet_func as af
+from alexnet_func.arch import LRN, Arch, Constant, Conv, Dropout, HeNormal, Linear, MaxPool, Normal, ReLU
+
+ARCHS = [af.arch.get(name) for name in ("alexnet", "alexnet_2012", "caffenet", "alexnet_cifar")]
+
+# Every kind of layer, small enough to compile and to difference numerically.
+TINY = Arch(
+    name="tiny",
+    image_size=15,
+    num_classes=5,
+    pooled_size=2,
+    features=(
+        *(Conv(8, 3, stride=2, padding=1, weight=HeNormal(), bias=Constant(0.1)), ReLU()),
+        *(LRN(5, 1e-2, 0.75, 2.0, "sum"), MaxPool(3, 2, ceil_mode=True)),
+        *(Conv(12, 3, padding=1, groups=2, weight=HeNormal()), ReLU()),
+    ),
+    classifier=(Dropout(0.3), Linear(16), ReLU(), Dropout(0.5), Linear(None, weight=Normal(0.3))),
+)
+
+
+def pytest_collection_modifyitems(items):
+    without = []
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        without.append(("compiled", "torch.compile needs a C++ compiler, and there is no g++ or clang++"))
+    if not torch.cuda.is_available():
+        without.append(("gpu", "no CUDA device"))
+    for item in items:
+        for marker, reason in without:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def key():
+    return af.random.key(2012)
+
+
+def images(arch, n, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (n, arch.in_channels, arch.image_size, arch.image_size)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    return x, torch.randint(arch.num_classes, (n,), generator=generator)
+
+
+def tiny_loss(params, batch, *, key=None):
+    return af.loss_fn(params, batch, arch=TINY, key=key)
+
+
+tiny_forward = functools.partial(af.forward, arch=TINY)
+
+
+def rms(tensors):
+    values = torch.cat([t.double().flatten() for t in tensors])
+    return values.square().mean().sqrt().item()
+
+
+def within_budget(ours, reference, exact, k=2.0):
+    """rmse(ours, float64) <= k * rmse(reference, float64) + unit roundoff * rms(float64), by tensor."""
+    for o, r, e in zip(ours, reference, exact, strict=True):
+        roundoff = torch.finfo(o.dtype).eps / 2
+        assert rms([o.double() - e]) <= k * rms([r.double() - e]) + roundoff * rms([e])

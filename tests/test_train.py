@@ -1,0 +1,241 @@
+import functools
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+import alexnet_func as af
+from alexnet_func import optim, train
+from tests.conftest import TINY, images, rms, tiny_forward, tiny_loss
+
+STEPS = 10
+OPTIMIZER = optim.sgd(optim.warmup_cosine(0.05, 2, 20), momentum=0.9, weight_decay=5e-4)
+
+
+def initial(key, dtype):
+    return train.create_state(af.init(key, TINY, dtype=dtype), OPTIMIZER, key=key)
+
+
+def run(step, state, steps=STEPS):
+    dtype = state.params["features.0.weight"].dtype
+    losses = []
+    for i in range(steps):
+        state, metrics = step(state, images(TINY, 8, dtype, seed=i))
+        losses.append(metrics["loss"].clone())
+    return state, torch.stack(losses)
+
+
+def tensors(state):
+    return pytree.tree_leaves((state.params, state.opt_state))
+
+
+@pytest.fixture(scope="module")
+def eager_step():
+    return train.make_step(tiny_loss, OPTIMIZER)
+
+
+@pytest.fixture(scope="module")
+def eager(eager_step, key):
+    return {dtype: run(eager_step, initial(key, dtype)) for dtype in (torch.float32, torch.float64)}
+
+
+@pytest.fixture(scope="module")
+def pure_step(eager_step):
+    return train.compile_step(eager_step)
+
+
+@pytest.fixture(scope="module")
+def donated_step(eager_step):
+    return train.compile_step(eager_step, donate=True)
+
+
+def test_a_step_is_autograd_and_torch_optim_in_the_module(key):
+    """Ten steps without dropout against nn.Module, loss.backward() and torch.optim.SGD."""
+    params = af.init(key, TINY, dtype=torch.float64)
+    optimizer = optim.sgd(0.05, momentum=0.9, weight_decay=5e-4)
+    step = train.make_step(lambda p, b, *, key=None: tiny_loss(p, b), optimizer)
+    state, _ = run(step, train.create_state(params, optimizer, key=key))
+    module = af.interop.to_module(params, TINY)
+    torch_optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for i in range(STEPS):
+        x, y = images(TINY, 8, torch.float64, seed=i)
+        torch_optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(x), y).backward()
+        torch_optimizer.step()
+    for name, p in module.named_parameters():
+        torch.testing.assert_close(state.params[name], p.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_the_key_of_a_step_is_a_fold_of_its_number(eager_step, key):
+    state, batch = initial(key, torch.float32), images(TINY, 8)
+    for i in range(3):
+        expected = tiny_loss(state.params, batch, key=af.random.fold_in(key, i))
+        state, metrics = eager_step(state, batch)
+        assert torch.equal(metrics["loss"], expected)
+        assert state.step.item() == i + 1
+    assert torch.equal(state.key, key)
+
+
+def test_a_run_resumed_at_a_step_continues_bit_for_bit(eager_step, eager, key):
+    halfway, _ = run(eager_step, initial(key, torch.float32), steps=4)
+    state = halfway._replace(step=halfway.step.clone())
+    for i in range(4, STEPS):
+        state, _ = eager_step(state, images(TINY, 8, seed=i))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(state), tensors(eager[torch.float32][0]), strict=True))
+
+
+def test_an_eager_step_leaves_its_state_and_keeps_no_tape(eager_step, key):
+    state = initial(key, torch.float32)
+    before = [t.clone() for t in tensors(state)]
+    new, metrics = eager_step(state, images(TINY, 8))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(state), before, strict=True))
+    assert not any(t.requires_grad for t in [*tensors(new), metrics["loss"]])
+
+
+def test_create_state_copies(key):
+    params = af.init(key, TINY)
+    state = train.create_state(params, OPTIMIZER, key=key)
+    assert all(torch.equal(state.params[n], p) and state.params[n] is not p for n, p in params.items())
+    assert state.params["features.0.weight"].data_ptr() != params["features.0.weight"].data_ptr()
+    assert state.key.data_ptr() != key.data_ptr()
+    assert state.step.dtype == torch.int64
+
+
+def test_aux_and_grad_fn(key):
+    def with_aux(params, batch, *, key=None):
+        return tiny_loss(params, batch, key=key), {"count": torch.tensor(len(batch[1]))}
+
+    state, batch = initial(key, torch.float32), images(TINY, 8)
+    expected, metrics = train.make_step(with_aux, OPTIMIZER, has_aux=True)(state, batch)
+    assert metrics["count"] == 8
+
+    def grad_fn(params, batch, key):
+        loss = tiny_loss(params, batch, key=key)
+        return torch.func.grad(tiny_loss)(params, batch, key=key), {"loss": loss, "mine": loss * 2}
+
+    ours, metrics = train.make_step(None, OPTIMIZER, grad_fn=grad_fn)(state, batch)
+    assert torch.equal(metrics["mine"], metrics["loss"] * 2)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(expected), strict=True))
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("route", ["pure", "donated"])
+def test_compiled_steps_equal_the_eager_one_in_float64(route, eager, key, request):
+    step = request.getfixturevalue(f"{route}_step")
+    state, losses = run(step, initial(key, torch.float64))
+    expected, expected_losses = eager[torch.float64]
+    assert state.step.item() == STEPS
+    torch.testing.assert_close(losses, expected_losses, rtol=1e-12, atol=0)
+    for ours, theirs in zip(tensors(state), tensors(expected), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.compiled
+def test_a_compiled_step_in_float32_is_as_accurate_as_the_eager_one(donated_step, eager, key):
+    state, _ = run(donated_step, initial(key, torch.float32))
+    exact = tensors(run(train.make_step(tiny_loss, OPTIMIZER), _as_double(initial(key, torch.float32)))[0])
+    ours = rms([a.double() - b for a, b in zip(tensors(state), exact, strict=True)])
+    theirs = rms([a.double() - b for a, b in zip(tensors(eager[torch.float32][0]), exact, strict=True)])
+    assert ours <= 2 * theirs + 2**-24 * rms(exact)
+
+
+def _as_double(state):
+    return pytree.tree_map(lambda t: t.double() if t.is_floating_point() else t, state)
+
+
+@pytest.mark.compiled
+def test_a_pure_compiled_step_leaves_its_state(pure_step, key):
+    state = initial(key, torch.float64)
+    before = [t.clone() for t in tensors(state)]
+    pure_step(state, images(TINY, 8, torch.float64))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(state), before, strict=True))
+
+
+@pytest.mark.compiled
+def test_a_donated_step_writes_into_the_state_and_spends_it(donated_step, key):
+    state = initial(key, torch.float64)
+    new, _ = donated_step(state, images(TINY, 8, torch.float64))
+    pairs = zip(tensors(state), tensors(new), strict=True)
+    assert all(old.data_ptr() == updated.data_ptr() for old, updated in pairs)
+    assert new.step is not state.step
+    assert state.step.item() == 0
+    with pytest.raises(ValueError, match="was given to a donated step before"):
+        donated_step(state, images(TINY, 8, torch.float64))
+    again, _ = donated_step(new, images(TINY, 8, torch.float64))
+    assert again.step.item() == 2
+
+
+@pytest.mark.errors
+def test_wrong_use_is_refused(eager_step, key):
+    with pytest.raises(ValueError, match="cudagraph=True needs donate=True"):
+        train.compile_step(eager_step, cudagraph=True)
+    with pytest.raises(ValueError, match="cudagraph=True needs a state on CUDA, got cpu"):
+        train.compile_step(eager_step, donate=True, cudagraph=True)(initial(key, torch.float32), images(TINY, 8))
+    with pytest.raises(ValueError, match="make_step needs a loss_fn or a grad_fn"):
+        train.make_step(None, OPTIMIZER)
+    with pytest.raises(ValueError, match='precision must be "float32", "tf32" or "bf16"'):
+        train.with_precision(tiny_loss, "fp8")
+    with pytest.raises(ValueError, match="evaluate needs at least one example"):
+        train.evaluate(tiny_forward, af.init(key, TINY), [])
+
+
+def test_bf16_computes_low_over_float32_masters(key):
+    params, batch = af.init(key, TINY), images(TINY, 64)
+    low = train.with_precision(tiny_loss, "bf16")
+    assert low(params, batch).dtype == torch.float32
+    rounded = {n: p.bfloat16() for n, p in params.items()}
+    assert torch.equal(low(params, batch), tiny_loss(rounded, (batch[0].bfloat16(), batch[1])))
+    grads = torch.func.grad(low)(params, batch)
+    exact = torch.func.grad(tiny_loss)(params, batch)
+    assert all(g.dtype == torch.float32 for g in grads.values())
+    error = rms([grads[n] - exact[n] for n in exact]) / rms(list(exact.values()))
+    assert 1e-5 < error < 3e-2
+    state, _ = train.make_step(low, OPTIMIZER)(initial(key, torch.float32), batch)
+    assert all(p.dtype == torch.float32 for p in tensors(state))
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True), ("bf16", None)])
+@pytest.mark.parametrize("before", [False, True])
+def test_precision_holds_for_forward_and_backward_and_leaves_no_global_changed(key, precision, allowed, before):
+    seen = []
+
+    class Spy(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            seen.append(torch.backends.cuda.matmul.allow_tf32)
+            return x.clone()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, g):
+            seen.append(torch.backends.cuda.matmul.allow_tf32)
+            return g
+
+    def spied(params, batch, *, key=None):
+        return Spy.apply(tiny_loss(params, batch, key=key))
+
+    step = train.make_step(train.with_precision(spied, precision), OPTIMIZER)
+    torch.backends.cuda.matmul.allow_tf32 = before
+    try:
+        step(initial(key, torch.float32), images(TINY, 2))
+        assert torch.backends.cuda.matmul.allow_tf32 is before
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert seen == [before if allowed is None else allowed] * 2
+
+
+def test_evaluate_counts_every_example_once(key):
+    params, (x, y) = af.init(key, TINY.replace(num_classes=8)), images(TINY.replace(num_classes=8), 11)
+    forward = functools.partial(af.forward, arch=TINY.replace(num_classes=8))
+    logits = forward(params, x)
+    ranks = (logits > logits.gather(1, y[:, None])).sum(1)
+    result = train.evaluate(forward, params, zip(x.split(4), y.split(4), strict=True))
+    assert result.count == 11
+    assert result.top1 == pytest.approx((ranks < 1).double().mean().item())
+    assert result.top5 == pytest.approx((ranks < 5).double().mean().item())
+    assert result.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, y).item(), rel=1e-6)
+    few = train.evaluate(tiny_forward, af.init(key, TINY), [images(TINY, 4), images(TINY, 0)])
+    assert few.top5 == 1
