@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from dataclasses import replace as _replace
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 Shape = tuple[int, ...]
 
@@ -191,7 +191,7 @@ def place(arch: Arch, image_shape: Shape) -> tuple[Placed, ...]:
     placed = []
     shape = image_shape
     for name, layer in _named_layers(arch):
-        out_shape = _out_shape(layer, shape)
+        out_shape = _out_shape(arch, layer, shape)
         placed.append(Placed(name, layer, shape, out_shape))
         shape = out_shape
     return tuple(placed)
@@ -228,14 +228,10 @@ def _named_layers(arch: Arch) -> Iterator[tuple[str, Layer]]:
     if arch.pooled_size is not None:
         yield "avgpool", AdaptiveAvgPool(arch.pooled_size)
     yield "flatten", Flatten()
-    yield from ((f"classifier.{i}", layer) for i, layer in enumerate(arch.classifier[:-1]))
-    yield (
-        f"classifier.{len(arch.classifier) - 1}",
-        _replace(cast(Linear, arch.classifier[-1]), out_features=arch.num_classes),
-    )
+    yield from ((f"classifier.{i}", layer) for i, layer in enumerate(arch.classifier))
 
 
-def _out_shape(layer: Layer, shape: Shape) -> Shape:
+def _out_shape(arch: Arch, layer: Layer, shape: Shape) -> Shape:
     match layer:
         case Conv(out_channels, kernel, stride, padding, groups):
             if shape[0] % groups or out_channels % groups:
@@ -247,8 +243,8 @@ def _out_shape(layer: Layer, shape: Shape) -> Shape:
             return (shape[0], size, size)
         case Flatten():
             return (shape[0] * shape[1] * shape[2],)
-        case Linear(out_features) if out_features is not None:
-            return (out_features,)
+        case Linear(out_features):
+            return (arch.num_classes if out_features is None else out_features,)
         case _:
             return shape
 
@@ -266,7 +262,7 @@ def _feature_shape(arch: Arch, image_shape: Shape) -> Shape:
     """What `features` makes of an image; where a layer has no output, that layer's shape, a side below 1."""
     shape = image_shape
     for layer in arch.features:
-        shape = _out_shape(layer, shape)
+        shape = _out_shape(arch, layer, shape)
         if min(shape) < 1:
             break
     return shape

@@ -56,7 +56,7 @@ def test_replace_changes_the_last_layer_alone():
 
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 4), st.booleans())
 def test_pooled_sizes_are_torchs(side, kernel, stride, ceil_mode):
-    ours = af.arch._out_shape(MaxPool(kernel, stride, ceil_mode), (1, side, side))
+    ours = af.arch._out_shape(ALEXNET, MaxPool(kernel, stride, ceil_mode), (1, side, side))
     if side < kernel and not (ceil_mode and ours[1] > 0):
         assert ours[1] <= 0
         return
@@ -66,7 +66,7 @@ def test_pooled_sizes_are_torchs(side, kernel, stride, ceil_mode):
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
 def test_convolved_sizes_are_torchs(side, kernel, stride, padding):
     assume(side + 2 * padding >= kernel)
-    ours = af.arch._out_shape(Conv(2, kernel, stride, padding), (1, side, side))
+    ours = af.arch._out_shape(ALEXNET, Conv(2, kernel, stride, padding), (1, side, side))
     weight = torch.zeros(2, 1, kernel, kernel)
     assert F.conv2d(torch.zeros(1, side, side), weight, stride=stride, padding=padding).shape == ours
 

@@ -36,11 +36,13 @@ def test_lrn_on_one_example_is_the_papers_formula(layer, channels):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_lrn_on_a_batch_vmapped_and_unbatched_agree_bitwise(layer):
+def test_lrn_on_a_batch_vmapped_and_unbatched_agree(layer):
     x = torch.randn(4, 9, 6, 6) * 10
     batched = af.ops.local_response_norm(x, layer)
-    assert torch.equal(vmap(lambda one: af.ops.local_response_norm(one, layer))(x), batched)
-    assert torch.equal(torch.stack([af.ops.local_response_norm(one, layer) for one in x]), batched)
+    vmapped = vmap(lambda one: af.ops.local_response_norm(one, layer))(x)
+    looped = torch.stack([af.ops.local_response_norm(one, layer) for one in x])
+    for ours in (vmapped, looped):  # not bitwise: torch's vectorised power differs from its scalar one in the last bit
+        torch.testing.assert_close(ours, batched, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
