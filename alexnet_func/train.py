@@ -8,7 +8,7 @@ The key of step i is `fold_in(state.key, i)`: a run resumed at step i continues 
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -188,8 +188,8 @@ def _compile(function: Callable, **options: Any) -> Callable:
 def _donated(pure: Step, cudagraph: bool) -> Step:
     def write_back(state: TrainState, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         new, metrics = pure(state, batch)
-        for old, value in zip(_buffers(state), _buffers(new), strict=True):
-            old.copy_(value)
+        _overwrite(state.params, new.params)
+        _overwrite(state.opt_state, new.opt_state)
         return new.step, metrics
 
     compiled = _compile(write_back, **{"triton.cudagraphs": cudagraph})
@@ -209,13 +209,18 @@ def _donated(pure: Step, cudagraph: bool) -> Step:
     return donated
 
 
-def _buffers(state: TrainState) -> list[Tensor]:
-    return pytree.tree_leaves((state.params, state.opt_state))
+def _overwrite(buffers: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Copies by name: two dicts of the same names need not have them in the same order."""
+    for name, buffer in buffers.items():
+        if isinstance(buffer, Tensor):
+            buffer.copy_(values[name])
+        else:
+            _overwrite(buffer, values[name])
 
 
 def _prepare_replay(state: TrainState) -> None:
     if state.step.device.type != "cuda":
         raise ValueError(f"cudagraph=True needs a state on CUDA, got {state.step.device}")
     torch.compiler.cudagraph_mark_step_begin()
-    for buffer in (*_buffers(state), state.key):
+    for buffer in pytree.tree_leaves((state.params, state.opt_state, state.key)):
         torch._dynamo.mark_static_address(buffer)

@@ -165,6 +165,16 @@ def test_a_donated_step_writes_into_the_state_and_spends_it(donated_step, key):
     assert again.step.item() == 2
 
 
+@pytest.mark.compiled
+def test_a_donated_step_goes_by_name_whatever_the_order(donated_step, eager_step, key):
+    state, batch = initial(key, torch.float64), images(TINY, 8, torch.float64)
+    expected, _ = eager_step(state, batch)
+    velocity = dict(reversed(state.opt_state["velocity"].items()))
+    ours, _ = donated_step(state._replace(opt_state={"velocity": velocity}), batch)
+    torch.testing.assert_close(ours.params, expected.params, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(ours.opt_state, expected.opt_state, rtol=1e-10, atol=1e-13)
+
+
 @pytest.mark.errors
 def test_wrong_use_is_refused(eager_step, key):
     with pytest.raises(ValueError, match="cudagraph=True needs donate=True"):

@@ -1,0 +1,106 @@
+"""Checkpoints: a training state and its configuration in one safetensors file, whole or not there at all.
+
+The tensors are named `params/...`, `opt_state/...`, `step` and `key`; the header holds the configuration as JSON, the
+order of the names, and a SHA-256 of all. Any safetensors reader opens the file, and nothing in it is executed.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from alexnet_func.train import TrainState
+
+
+def save(path: str | os.PathLike[str], state: TrainState, config: Mapping[str, Any]) -> None:
+    """Writes `state` and the JSON-able `config` to `path`.
+
+    The file is written under a temporary name beside `path`, synced and renamed: whenever the process dies, `path`
+    holds the old checkpoint or the new one. Raises OSError where it cannot be written; the old one then stays.
+    """
+    path = Path(path)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _flatten(state._asdict()).items()}
+    metadata = {"config": json.dumps(dict(config), sort_keys=True), "names": json.dumps(list(tensors))}
+    metadata["sha256"] = _digest(tensors, metadata)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written: {error}") from error
+        _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    _sync(path.parent)
+
+
+def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[TrainState, dict[str, Any]]:
+    """The state, on `device`, and the configuration that `save` wrote.
+
+    Raises FileNotFoundError for a missing file; ValueError, naming the file and the reason, for one that is truncated,
+    altered or no checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            names = json.loads(metadata.get("names", "[]"))  # safetensors sorts; an update goes by the dict's own order
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is truncated, altered or no checkpoint: {error}") from error
+    if not {"config", "names", "sha256"} <= set(metadata):
+        raise ValueError(f"{path} is no checkpoint: its header lacks the configuration, the names or the SHA-256")
+    if metadata["sha256"] != _digest(tensors, metadata):
+        raise ValueError(f"{path} was altered: its contents do not have the SHA-256 in its header")
+    fields = _unflatten({name: t.to(device) for name, t in tensors.items()})
+    if not {"step", "params", "key"} <= set(fields) <= set(TrainState._fields):
+        raise ValueError(f"{path} does not hold a training state but {', '.join(sorted(fields))}")
+    return TrainState(**{"opt_state": {}, **fields}), json.loads(metadata["config"])
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    for name, value in tree.items():
+        flat |= {prefix + name: value} if isinstance(value, Tensor) else _flatten(value, f"{prefix}{name}/")
+    return flat
+
+
+def _unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split("/")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[leaf] = value
+    return tree
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(f"{metadata['config']} {metadata['names']}".encode())
+    for name, value in tensors.items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _sync(path: str | os.PathLike[str]) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

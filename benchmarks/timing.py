@@ -1,0 +1,51 @@
+"""Rivals timed in one process: interleaved, warmed up, with their median, best and spread."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+
+
+class Timing(NamedTuple):
+    """Seconds a call over the repeats: median, best, worst."""
+
+    median: float
+    best: float
+    worst: float
+
+
+def interleaved(rivals: Mapping[str, Callable[[], object]], *, repeats: int = 9, warmups: int = 2) -> dict[str, Timing]:
+    """Calls all rivals in turn, `repeats` times after `warmups`, so that a drift of the machine meets them all."""
+    for _ in range(warmups):
+        for call in rivals.values():
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for _ in range(repeats):
+        for name, call in rivals.items():
+            started = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: Timing(statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
+
+
+def header() -> str:
+    """What a figure depends on: versions, processor, threads, and the variables that change allocation or kernels."""
+    variables = ("THP_MEM_ALLOC_ENABLE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    environment = ", ".join(f"{name}={os.environ[name]}" for name in variables if name in os.environ) or "default"
+    return (
+        f"torch {torch.__version__}, Python {platform.python_version()}, {_processor()}, "
+        f"{torch.get_num_threads()} threads, environment {environment}"
+    )
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as cpuinfo:
+            names = [line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
