@@ -101,7 +101,7 @@ def augmented(epoch_key: random.Key, index: Tensor, images: Tensor, recipe: Reci
     """The training images of that index, each shifted by its own key `fold_in(epoch_key, index)`, normalised."""
     keys = vmap(random.fold_in, in_dims=(None, 0))(epoch_key, index)
     crops = vmap(functools.partial(augment.padded_crop, padding=recipe.padding))(keys, images[index])
-    return augment.normalize(crops, recipe.mean, recipe.std)
+    return augment.normalize(augment.to_float(crops), recipe.mean, recipe.std)
 
 
 def _limited(split: datasets.Split, limit: int | None) -> datasets.Split:
@@ -114,4 +114,4 @@ def _limited(split: datasets.Split, limit: int | None) -> datasets.Split:
 
 def _test_batches(test: datasets.Split, recipe: Recipe) -> Iterator[Batch]:
     for images, labels in zip(test.images.split(256), test.labels.split(256), strict=True):
-        yield augment.normalize(images, recipe.mean, recipe.std), labels
+        yield augment.normalize(augment.to_float(images), recipe.mean, recipe.std), labels

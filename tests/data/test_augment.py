@@ -1,7 +1,9 @@
 import functools
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import vmap
@@ -10,18 +12,76 @@ import alexnet_func as af
 from alexnet_func.data import augment
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 6), st.integers(1, 9), st.integers(1, 9))
+@given(st.integers(0, 2**32 - 1), st.integers(0, 5), st.integers(1, 9))
 @settings(max_examples=50, deadline=None)
-def test_padded_crop_is_a_shift_by_the_drawn_offsets(seed, padding, height, width):
-    key, image = af.random.key(seed), torch.arange(2 * height * width, dtype=torch.uint8).view(2, height, width) + 1
-    top, left = af.random.randint(key, (2,), 0, 2 * padding + 1).tolist()
+def test_padded_crop_is_a_shift_by_the_drawn_offsets(seed, padding, side):
+    key, image = af.random.key(seed), torch.arange(2 * side**2, dtype=torch.uint8).view(2, side, side) + 1
+    top, left = (int(af.random.randint(k, (), 0, 2 * padding + 1)) for k in af.random.split(key))
     expected = torch.zeros_like(image)
-    for i in range(height):
-        for j in range(width):
+    for i in range(side):
+        for j in range(side):
             row, column = i + top - padding, j + left - padding
-            if 0 <= row < height and 0 <= column < width:
+            if 0 <= row < side and 0 <= column < side:
                 expected[:, i, j] = image[:, row, column]
     assert torch.equal(augment.padded_crop(key, image, padding), expected)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(0, 4), st.integers(0, 4))
+@settings(max_examples=30, deadline=None)
+def test_random_crop_is_a_window_of_the_image(seed, size, more_rows, more_columns):
+    height, width = size + more_rows, size + more_columns
+    image = torch.arange(height * width, dtype=torch.uint8).view(1, height, width)
+    crop = augment.random_crop(af.random.key(seed), image, size)
+    top, left = divmod(int(crop[0, 0, 0]), width)
+    assert torch.equal(crop, image[:, top : top + size, left : left + size])
+    assert top <= more_rows
+    assert left <= more_columns
+
+
+def test_random_flip_mirrors_where_bernoulli_says():
+    keys = af.random.split(af.random.key(1), 300)
+    images = torch.randint(256, (300, 3, 4, 5), dtype=torch.uint8)
+    flipped = vmap(augment.random_flip)(keys, images)
+    chosen = torch.stack([af.random.bernoulli(key) for key in keys])
+    assert torch.equal(flipped[chosen], images[chosen].flip(-1))
+    assert torch.equal(flipped[~chosen], images[~chosen])
+    assert 110 < chosen.sum() < 190
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(8, 8, 8), (9, 12, 6), (256, 256, 224)])
+def test_ten_crop_is_torchvisions(height, width, size):
+    images = torch.randint(256, (2, 3, height, width), dtype=torch.uint8)
+    crops = augment.ten_crop(images, size)
+    corners = [(0, 0), (0, width - size), (height - size, 0), (height - size, width - size)]
+    windows = [images[..., top : top + size, left : left + size] for top, left in corners]
+    for i, window in enumerate(windows):
+        assert torch.equal(crops[:, i], window)
+        assert torch.equal(crops[:, 5 + i], window.flip(-1))
+    assert torch.equal(crops[:, 4], torchvision.transforms.functional.center_crop(images, [size, size]))
+    assert torch.equal(crops[:, 9], crops[:, 4].flip(-1))
+
+
+def test_channel_moments_are_numpys():
+    images = torch.randint(256, (10, 3, 6, 5), dtype=torch.uint8)
+    images[:, 2] = 7
+    mean, std = augment.channel_moments(images)
+    pixels = images.numpy().transpose(1, 0, 2, 3).reshape(3, -1) / 255
+    np.testing.assert_allclose(mean, pixels.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(std, [*pixels[:2].std(1), 1.0], rtol=1e-12)
+
+
+def test_pca_noise_has_the_covariance_of_the_papers_formula():
+    images = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8)
+    images[:, 1] = images[:, 0] // 2
+    components = augment.rgb_components(images)
+    covariance = np.cov(images.numpy().transpose(1, 0, 2, 3).reshape(3, -1) / 255)
+    # Columns lambda_i p_i: their outer products sum to the square of the covariance.
+    np.testing.assert_allclose(components @ components.T, covariance @ covariance, rtol=1e-4, atol=1e-7)
+    keys = af.random.split(af.random.key(0), 4000)
+    black = torch.zeros(3, 2, 2)
+    noise = vmap(lambda key: augment.pca_noise(key, black, components))(keys)
+    assert torch.equal(noise[:, :, 0, 0], noise[:, :, 1, 1])
+    np.testing.assert_allclose(np.cov(noise[:, :, 0, 0].T), 0.01 * covariance @ covariance, rtol=0.15, atol=2e-6)
 
 
 def test_vmapped_crops_are_single_crops_and_shift_every_way():
@@ -30,22 +90,32 @@ def test_vmapped_crops_are_single_crops_and_shift_every_way():
     crops = vmap(functools.partial(augment.padded_crop, padding=2))(keys, images)
     for key, image, crop in zip(keys, images, crops, strict=True):
         assert torch.equal(augment.padded_crop(key, image, 2), crop)
-    offsets = vmap(lambda key: af.random.randint(key, (2,), 0, 5))(keys)
-    assert len({tuple(pair) for pair in offsets.tolist()}) == 25
+    corners = torch.zeros(1, 5, 5, dtype=torch.uint8)
+    corners[0, 2, 2] = 1
+    shifted = vmap(lambda key: augment.padded_crop(key, corners, padding=2))(keys)
+    assert len(shifted.nonzero()[:, 2:].unique(dim=0)) == 25
 
 
 def test_normalize_is_its_formula():
     images = torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
-    ours = augment.normalize(images, mean, std)
+    ours = augment.normalize(augment.to_float(images), mean, std)
     assert ours.dtype == torch.float32
     for c in range(3):
         expected = (images[:, c].double() / 255 - mean[c]) / std[c]
         torch.testing.assert_close(ours[:, c].double(), expected, rtol=1e-6, atol=1e-7)
-    assert torch.equal(augment.normalize(images[0], mean, std), ours[0])
+    assert torch.equal(augment.normalize(augment.to_float(images[0]), mean, std), ours[0])
 
 
 @pytest.mark.errors
 def test_negative_padding_is_refused():
     with pytest.raises(ValueError, match="padding must not be negative, got -1"):
         augment.padded_crop(af.random.key(0), torch.zeros(3, 4, 4, dtype=torch.uint8), -1)
+
+
+@pytest.mark.errors
+def test_crops_larger_than_the_image_are_refused():
+    image = torch.zeros(3, 4, 6, dtype=torch.uint8)
+    for crop in (lambda: augment.random_crop(af.random.key(0), image, 5), lambda: augment.center_crop(image, 5)):
+        with pytest.raises(ValueError, match=r"size must lie in 1\.\.4 for .* 4x6, got 5"):
+            crop()
