@@ -12,11 +12,14 @@ help:  ## List the targets
 
 setup: $(STAMP)  ## Make .venv and install the package with its application and tests
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt | $(VENV)/made-$(VERSION)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,test]'
+	@touch $@
+
+$(VENV)/made-$(VERSION):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,test]'
 	@touch $@
 
 train: $(STAMP)  ## Train and evaluate AlexNet on the embedded handwritten digits

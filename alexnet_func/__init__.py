@@ -3,13 +3,14 @@
 `init`, `forward` and `loss_fn` stand here; everything else lives in its room, such as `random`, `arch` or `train`.
 """
 
-from alexnet_func import arch, checkpoint, interop, losses, model, ops, optim, precision, random, train
+from alexnet_func import arch, checkpoint, data, interop, losses, model, ops, optim, precision, random, train
 from alexnet_func.losses import loss_fn
 from alexnet_func.model import forward, init
 
 __all__ = [
     "arch",
     "checkpoint",
+    "data",
     "forward",
     "init",
     "interop",

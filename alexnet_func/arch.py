@@ -1,129 +1,36 @@
-"""An AlexNet as data: layer records, `Arch`, and the four named variants.
+"""An AlexNet as data: `Arch`, where its layers lie, and the four named variants.
 
-Nothing here computes with tensors. An `Arch` is frozen and hashable, compares by value and goes
-to and from JSON; `model` reads it. Every choice in which the historical networks differ is a field
-of a record below, with its source beside the variant that sets it.
+Nothing here computes with tensors. An `Arch` is frozen and hashable, compares by value and goes to and from JSON;
+`model` reads it. Every choice in which the historical networks differ is a field of a record of `layers`, all of which
+this room exposes, with its source beside the variant that sets it.
 """
 
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from dataclasses import replace as _replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
+
+from alexnet_func.layers import (
+    LRN,
+    AdaptiveAvgPool,
+    Constant,
+    Conv,
+    Dropout,
+    FanInUniform,
+    Flatten,
+    HeNormal,
+    Layer,
+    Linear,
+    MaxPool,
+    Normal,
+    ReLU,
+)
+from alexnet_func.layers import (
+    Init as Init,
+)
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Normal:
-    """Draw from N(0, std^2)."""
-
-    std: float
-
-
-@dataclass(frozen=True)
-class HeNormal:
-    """Draw from N(0, 2 / fan_in): He et al. 2015, equation 10."""
-
-
-@dataclass(frozen=True)
-class FanInUniform:
-    """Draw from U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of torch's Conv2d and Linear."""
-
-
-@dataclass(frozen=True)
-class Constant:
-    """Fill with one value."""
-
-    value: float
-
-
-Init = Normal | HeNormal | FanInUniform | Constant
-
-
-@dataclass(frozen=True)
-class Conv:
-    """A 2-d convolution with bias; `padding` zeros on every side."""
-
-    out_channels: int
-    kernel_size: int
-    stride: int = 1
-    padding: int = 0
-    groups: int = 1
-    weight: Init = FanInUniform()
-    bias: Init = FanInUniform()
-
-
-@dataclass(frozen=True)
-class Linear:
-    """An affine layer; `out_features=None` means the arch's `num_classes`."""
-
-    out_features: int | None
-    weight: Init = FanInUniform()
-    bias: Init = FanInUniform()
-
-
-@dataclass(frozen=True)
-class ReLU:
-    """max(x, 0)."""
-
-
-@dataclass(frozen=True)
-class LRN:
-    """Local response normalisation across channels: `x / (k + a * sum(x_j^2 over the window))^beta`.
-
-    `convention` says what `alpha` means: with "sum" a = alpha, the formula of the 2012 paper, section
-    3.3; with "mean" a = alpha / size, as Caffe and `torch.nn.LocalResponseNorm` have it.
-    """
-
-    size: int
-    alpha: float
-    beta: float
-    k: float
-    convention: Literal["sum", "mean"]
-
-    def __post_init__(self) -> None:
-        if self.convention not in ("sum", "mean"):
-            raise ValueError(f'LRN convention must be "sum" or "mean", got {self.convention!r}')
-
-
-@dataclass(frozen=True)
-class MaxPool:
-    """Max pooling without padding; `ceil_mode` lets the last window overhang the border."""
-
-    kernel_size: int
-    stride: int
-    ceil_mode: bool = False
-
-
-@dataclass(frozen=True)
-class AdaptiveAvgPool:
-    """Average pooling to `output_size` x `output_size`, whatever comes in."""
-
-    output_size: int
-
-
-@dataclass(frozen=True)
-class Flatten:
-    """[C, H, W] to [C*H*W]."""
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Zero each value with probability `rate` and divide the kept ones by `1 - rate`.
-
-    Raises ValueError for a rate outside [0, 1).
-    """
-
-    rate: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rate < 1:
-            raise ValueError(f"dropout rate must lie in [0, 1), got {self.rate}")
-
-
-Layer = Conv | Linear | ReLU | LRN | MaxPool | AdaptiveAvgPool | Flatten | Dropout
 
 
 class Placed(NamedTuple):
@@ -133,6 +40,10 @@ class Placed(NamedTuple):
     layer: Layer
     in_shape: Shape
     out_shape: Shape
+
+
+_FEATURE_KINDS = (Conv, ReLU, LRN, MaxPool, AdaptiveAvgPool, Dropout)
+_CLASSIFIER_KINDS = (Linear, ReLU, Dropout)
 
 
 @dataclass(frozen=True)
@@ -155,10 +66,13 @@ class Arch:
         last = self.classifier[-1] if self.classifier else None
         if not (isinstance(last, Linear) and last.out_features is None):
             raise ValueError(f"the last layer of {self.name} must be Linear(None), got {last}")
-        if self.num_classes < 1 or self.in_channels < 1:
-            raise ValueError(
-                f"num_classes and in_channels must be positive, got {self.num_classes} and {self.in_channels}"
-            )
+        for name in ("image_size", "in_channels", "num_classes"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
+        for section, kinds in (("features", _FEATURE_KINDS), ("classifier", _CLASSIFIER_KINDS)):
+            for layer in getattr(self, section):
+                if not isinstance(layer, kinds):
+                    raise ValueError(f"{section} of {self.name} may not hold {layer!r}")
         place(self, _native_shape(self))
 
     def replace(self, **changes: Any) -> "Arch":
@@ -274,14 +188,20 @@ def _check_image(arch: Arch, image_shape: Shape) -> None:
     size = f"{image_shape[1]}x{image_shape[2]}"
     maps = _feature_shape(arch, image_shape)
     if min(maps) < 1 and (arch.pooled_size is not None or image_shape == _native_shape(arch)):
-        sides = (side for side in itertools.count(1) if min(_feature_shape(arch, (arch.in_channels, side, side))) > 0)
-        raise ValueError(f"images of {size} are too small for {arch.name}: the smallest square is {next(sides)}")
+        raise ValueError(f"images of {size} are too small for {arch.name}: {_smallest_square(arch)}")
     native = _feature_shape(arch, _native_shape(arch))
     if arch.pooled_size is None and maps != native:
         raise ValueError(
             f"{arch.name} takes images of {arch.image_size}x{arch.image_size}, got {size}: its first linear layer "
-            f"reads feature maps of {list(native)}, and this size does not give them"
+            f"reads feature maps of {list(native)}, and this size gives {list(maps)}"
         )
+
+
+def _smallest_square(arch: Arch) -> str:
+    for side in range(1, 1025):
+        if min(_feature_shape(arch, (arch.in_channels, side, side))) > 0:
+            return f"the smallest square is {side}"
+    return "no size up to 1024 gives every layer an output"
 
 
 _RECORDS: dict[str, type] = {

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ def from_module(module: nn.Module) -> tuple[PureForward, Params, Params]:
     The dicts hold copies: training the module afterwards changes neither them nor `forward`. Inputs and outputs are
     those of the module's own forward; with `torch.func.functional_call` underneath, every transform applies.
 
-    Raises ValueError, naming the submodules, for a module in training mode that has dropout or batch norm, since it
-    would draw hidden randomness or change its buffers; and from `forward` for missing, unknown or misshapen tensors.
+    Raises ValueError, naming the submodules, for a module in training mode that has dropout, batch norm or other
+    buffers, since it would draw hidden randomness or change them; and from `forward` for missing, unknown or misshapen
+    tensors. A module that draws by itself, as `F.dropout` in its forward does, cannot be seen: call `eval()` first.
     """
     impure = [f"{name or type(part).__name__} ({type(part).__name__})" for name, part in _impure_parts(module)]
     if impure:
@@ -134,8 +136,8 @@ _RANDOM_NAMES = ("StochasticDepth", "DropBlock2d", "DropBlock3d", "DropPath")
 
 def _impure_parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
     def impure(part: nn.Module) -> bool:
-        if isinstance(part, nn.modules.batchnorm._NormBase):
-            return part.track_running_stats
+        if any(True for _ in part.buffers(recurse=False)):
+            return True
         if isinstance(part, nn.RNNBase | nn.MultiheadAttention):
             return part.dropout > 0
         return isinstance(part, _RANDOM_PARTS) or type(part).__name__ in _RANDOM_NAMES
@@ -178,7 +180,10 @@ def _published(weights: Any) -> Any:
 def _read_state_dict(path: Path) -> Params:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is neither a file nor the name of torchvision's AlexNet weights")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, LookupError, EOFError) as error:
+        raise ValueError(f"{path} is not a state dict that loads without running code: {error}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
     return dict(state)

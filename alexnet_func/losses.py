@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32, Integer
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.model import Params, forward
@@ -14,27 +15,26 @@ Batch = tuple[Tensor, Tensor]
 def cross_entropy(
     logits: Float[Tensor, "*n classes"], labels: Integer[Tensor, "*n"], label_smoothing: float = 0.0
 ) -> Float[Tensor, ""]:
-    """Mean over the batch of `-log softmax(logits)[label]`, in nats; [K] logits with a scalar label accepted.
+    """Mean of `-log softmax(logits)[label]` over all leading axes, in nats; [K] logits with a scalar label accepted.
 
     With `label_smoothing` s the target is `1 - s` on the label plus `s / K` everywhere (Szegedy et al. 2016,
-    section 7). Half-precision logits are raised to float32 first. Errors as `check_labels` raises them.
+    section 7). Half-precision logits are raised to float32 first. Errors as `check_labels` raises them, and
+    ValueError for labels of another shape than the logits' leading axes.
     """
-    check_labels(labels, logits.shape[-1])
-    if labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels must have shape {list(logits.shape[:-1])} to fit the logits, got {list(labels.shape)}"
-        )
+    _check_fit(logits, labels)
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
+    if logits.dim() > 2:  # torch would take the second axis for the classes
+        logits, labels = logits.flatten(0, -2), labels.flatten()
     return F.cross_entropy(logits, labels.long(), label_smoothing=label_smoothing)
 
 
 def accuracy(logits: Float[Tensor, "*n classes"], labels: Integer[Tensor, "*n"], k: int = 1) -> Float[Tensor, ""]:
     """The fraction (0 to 1) of examples whose label is among the `k` largest logits.
 
-    Raises ValueError unless 1 <= k <= classes; label errors as `check_labels` raises them.
+    Raises ValueError unless 1 <= k <= classes; label errors as `cross_entropy` raises them.
     """
-    check_labels(labels, logits.shape[-1])
+    _check_fit(logits, labels)
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"k must lie in 1..{logits.shape[-1]}, got {k}")
     return (logits.topk(k).indices == labels[..., None]).any(-1).float().mean()
@@ -55,13 +55,13 @@ def loss_fn(
 def check_labels(labels: Tensor, num_classes: int) -> None:
     """Raises TypeError unless labels are integers, ValueError where one lies outside 0 .. num_classes - 1.
 
-    The range is looked at on a CPU alone and not inside compiled code: on a GPU looking would wait for it. Under
-    torch.func transforms the labels inside the wrappers are checked, all examples of a vmap at once.
+    The range is looked at on a CPU alone and not while code is traced: on a GPU looking would wait for it.
+    Under torch.func transforms the labels inside the wrappers are checked, all examples of a vmap at once.
     """
     if not isinstance(labels, Tensor) or labels.dtype.is_floating_point or labels.dtype == torch.bool:
         given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"labels must be an integer tensor, got {given}")
-    if torch.compiler.is_compiling() or labels.device.type != "cpu":
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or labels.device.type != "cpu":
         return
     values = torch.func.debug_unwrap(labels, recurse=True)
     if type(values) is not Tensor or not values.numel():  # a fake tensor has no values
@@ -69,3 +69,10 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= num_classes:
         raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {low}..{high}")
+
+
+def _check_fit(logits: Tensor, labels: Tensor) -> None:
+    check_labels(labels, logits.shape[-1])
+    if labels.shape != logits.shape[:-1]:
+        wanted = list(logits.shape[:-1])
+        raise ValueError(f"labels must have shape {wanted} to fit the logits, got {list(labels.shape)}")

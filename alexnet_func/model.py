@@ -71,6 +71,7 @@ def init(
     """
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating dtype, got {dtype}")
+    random.check_key(key)
     key = key.to(device) if device is not None else key
     inits = {
         f"{at.name}.{kind}": rule

@@ -5,8 +5,8 @@
     params, opt_state = optimizer.update(grads, opt_state, params, step)
 
 `update` applies the step and returns the new parameters, where optax returns an increment to add. `step` counts
-updates from 0, as an int64 scalar tensor. A learning rate is a number or a schedule: a function of `step` that
-returns a float64 scalar tensor, so nothing has to leave the device.
+updates from 0, as an int64 scalar tensor. A learning rate is a number, a scalar tensor or a
+schedule: a function of `step` that returns a float64 scalar tensor, so nothing has to leave the device.
 """
 
 import math
@@ -31,7 +31,7 @@ class Optimizer(NamedTuple):
 
 
 def sgd(
-    learning_rate: float | Schedule,
+    learning_rate: float | Tensor | Schedule,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     nesterov: bool = False,
@@ -40,7 +40,7 @@ def sgd(
     """Stochastic gradient descent with momentum; the decay `weight_decay * p` is added to the gradient g.
 
     `form="torch"`: `v <- momentum v + g; p <- p - lr v` (`p - lr (g + momentum v)` with Nesterov), with the bits of
-    `torch.optim.SGD` on the same device. `form="paper"`: `v <- momentum v - lr g; p <- p + v`, Krizhevsky et al. 2012,
+    `torch.optim.SGD` in float32 and float64 on the same device. `form="paper"`: `v <- momentum v - lr g; p <- p + v`, Krizhevsky et al. 2012,
     section 5. The two differ once the rate changes: the paper's velocity remembers the old rate.
 
     Raises ValueError for a negative rate, momentum or decay, for Nesterov without momentum or in the paper's form.
@@ -80,7 +80,7 @@ def sgd(
 
 
 def adamw(
-    learning_rate: float | Schedule,
+    learning_rate: float | Tensor | Schedule,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -97,11 +97,11 @@ def adamw(
         raise ValueError(f"b1 and b2 must lie in [0, 1), got {b1} and {b2}")
 
     def init(params: Params) -> OptState:
-        return {moment: {name: torch.zeros_like(p) for name, p in params.items()} for moment in ("first", "second")}
+        return {moment: {name: torch.zeros_like(p) for name, p in params.items()} for moment in ("mu", "nu")}
 
     def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> tuple[Params, OptState]:
-        first = {name: torch.lerp(m, grads[name], 1 - b1) for name, m in opt_state["first"].items()}
-        second = {name: v * b2 + (1 - b2) * grads[name] ** 2 for name, v in opt_state["second"].items()}
+        first = {name: torch.lerp(m, grads[name], 1 - b1) for name, m in opt_state["mu"].items()}
+        second = {name: v * b2 + (1 - b2) * grads[name] ** 2 for name, v in opt_state["nu"].items()}
         count = (step + 1).double()
         correction1, correction2 = 1 - b1**count, 1 - b2**count
         rate = _rate(learning_rate, step)
@@ -110,7 +110,7 @@ def adamw(
             scale = (second[name].sqrt() / correction2.sqrt().to(p.dtype)) + eps
             return p * (1 - rate * weight_decay).to(p.dtype) - (rate / correction1).to(p.dtype) * (first[name] / scale)
 
-        return {name: descended(name, p) for name, p in params.items()}, {"first": first, "second": second}
+        return {name: descended(name, p) for name, p in params.items()}, {"mu": first, "nu": second}
 
     return Optimizer(init, update)
 
@@ -160,18 +160,21 @@ def _after_warmup(peak: float, warmup_steps: int, total_steps: int, fall: Callab
     return schedule
 
 
-def _rate(learning_rate: float | Schedule, step: Tensor) -> Tensor:
+def _rate(learning_rate: float | Tensor | Schedule, step: Tensor) -> Tensor:
+    if isinstance(learning_rate, Tensor):
+        return learning_rate
     return (learning_rate if callable(learning_rate) else constant(learning_rate))(step)
 
 
-def _descend(p: Tensor, direction: Tensor, learning_rate: float | Schedule, step: Tensor) -> Tensor:
+def _descend(p: Tensor, direction: Tensor, learning_rate: float | Tensor | Schedule, step: Tensor) -> Tensor:
     return _add_scaled(p, direction, -learning_rate(step) if callable(learning_rate) else -learning_rate)
 
 
 def _add_scaled(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
     """`a + scale * b`, eagerly with one rounding as in torch.optim; the plain expression rounds twice."""
     if isinstance(scale, Tensor):
-        return torch.addcmul(a, b, scale.to(b.dtype))
+        wide = torch.promote_types(a.dtype, torch.float32)  # a rate rounded to bfloat16 would be off by 0.4 %
+        return torch.addcmul(a.to(wide), b.to(wide), scale.to(wide)).to(a.dtype)
     if torch.compiler.is_compiling():
         # Inductor turns add(matmul, b, alpha=s) into addmm and loses s (seen in torch 2.11 to 2.14).
         return a + scale * b
@@ -180,5 +183,5 @@ def _add_scaled(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
 
 def _check_not_negative(**values: Any) -> None:
     for name, value in values.items():
-        if not callable(value) and not value >= 0:
+        if isinstance(value, int | float) and not value >= 0:
             raise ValueError(f"{name} must not be negative, got {value}")

@@ -5,48 +5,44 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.backends import cuda
 
 
 @contextmanager
 def tf32(allowed: bool | None) -> Iterator[None]:
     """Within the block float32 products and convolutions on CUDA may (True) or may not (False) round to TF32.
 
-    None leaves the flags as they are. Restores every flag it changes; a CPU computes in float32 either way.
+    None leaves the flags as they are. Restores every flag it changes.
     """
     if allowed is None:
         yield
         return
-    # torch holds this twice, as legacy booleans and as per-operator strings, and raises where the two disagree: the
-    # booleans are set while they are readable, and on the way out the strings again, which "none" needs.
-    cudnn: Any = torch.backends.cudnn  # its attributes are made at run time
-    operators = (cuda.matmul, cudnn.conv, cudnn.rnn)
+    # torch keeps this twice, in global settings and as a string for each operator, and a getter of the first raises
+    # where the two disagree. So the global ones are set while they can be read, and on the way out the strings again.
+    backends: Any = torch.backends  # some attributes are made at run time
+    operators = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
     strings = [op.fp32_precision for op in operators]
-    booleans = _booleans()
+    settings = _global_settings()
     try:
-        if booleans is None:
-            _set_strings(operators, ["tf32" if allowed else "ieee"] * len(operators))
+        if settings is None:
+            for operator in operators[:3]:
+                operator.fp32_precision = "tf32" if allowed else "ieee"
         else:
-            _set_booleans(allowed, allowed)
+            _set_globally("high" if allowed else "highest", allowed)
         yield
     finally:
-        if booleans is not None:
-            _set_booleans(*booleans)
-        _set_strings(operators, strings)
+        if settings is not None:
+            _set_globally(*settings)
+        for operator, string in zip(operators, strings, strict=True):
+            operator.fp32_precision = string
 
 
-def _booleans() -> tuple[bool, bool] | None:
+def _global_settings() -> tuple[str, bool] | None:
     try:
-        return cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     except RuntimeError:
         return None
 
 
-def _set_booleans(matmul: bool, convolution: bool) -> None:
-    cuda.matmul.allow_tf32 = matmul
+def _set_globally(matmul: str, convolution: bool) -> None:
+    torch.set_float32_matmul_precision(matmul)
     torch.backends.cudnn.allow_tf32 = convolution
-
-
-def _set_strings(operators: tuple, values: list[str]) -> None:
-    for operator, value in zip(operators, values, strict=True):
-        operator.fp32_precision = value

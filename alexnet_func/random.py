@@ -1,7 +1,7 @@
 """Explicit randomness: `jax.random`'s default generator in plain tensor operations.
 
 A key is an int32 tensor of shape [2] that holds the bit pattern of `jax.random.key_data`. The
-same key always gives the same numbers, on CPU and CUDA, eagerly, under `torch.func.vmap` over
+same key always gives the same bits, on CPU and CUDA, eagerly, under `torch.func.vmap` over
 keys and inside `torch.compile(fullgraph=True)`; nothing here reads or moves a global generator.
 
 Bits, splits, folds, uniforms, bernoullis, integers and permutations equal JAX's (threefry2x32,
@@ -13,6 +13,7 @@ the cipher; JAX's "JEP 9263: typed keys" for the design of keys.
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -52,6 +53,8 @@ def fold_in(key: Key, data: int | Int[Tensor, ""]) -> Key:
     """
     check_key(key)
     if isinstance(data, Tensor):
+        if data.dtype.is_floating_point or data.dim():
+            raise TypeError(f"data must be one integer, got {data.dtype} {list(data.shape)}; map over more with vmap")
         word = data.to(torch.int32)
     else:
         word = torch.full((), _as_int32("data", data), dtype=torch.int32, device=key.device)
@@ -76,13 +79,22 @@ def normal(key: Key, shape: Sequence[int] = ()) -> Float32[Tensor, "*shape"]:
     return _draw(key, shape, _to_normal)
 
 
-def bernoulli(key: Key, p: float | Float[Tensor, "*#shape"] = 0.5, shape: Sequence[int] = ()) -> Bool[Tensor, "*shape"]:
-    """True with probability p, where `uniform(key, shape) < p`; p broadcasts against `shape`.
+def bernoulli(
+    key: Key, p: float | Float[Tensor, "*#shape"] = 0.5, shape: Sequence[int] | None = None
+) -> Bool[Tensor, "*shape"]:
+    """True with probability p, where `uniform(key, shape) < p`; `shape=None` means the shape of p.
 
-    Raises ValueError for a Python number outside [0, 1].
+    Raises ValueError for a Python number outside [0, 1] and for a tensor that does not broadcast to `shape`.
     """
-    if not isinstance(p, Tensor) and not 0 <= p <= 1:
-        raise ValueError(f"p must lie in [0, 1], got {p}")
+    if not isinstance(p, Tensor):
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must lie in [0, 1], got {p}")
+        return uniform(key, shape or ()) < p
+    shape = p.shape if shape is None else shape
+    if p.dim() > len(shape) or any(
+        have not in (1, want) for have, want in zip(p.shape[::-1], shape[::-1], strict=False)
+    ):
+        raise ValueError(f"p of shape {list(p.shape)} does not broadcast to shape {list(shape)}")
     return uniform(key, shape) < p
 
 
@@ -168,8 +180,7 @@ def _rotate_left(x: Tensor, count: int) -> Tensor:
     # int32 shifts right arithmetically, hence the mask; x * 2^count wraps to a left shift, and
     # adding in place with `alpha` saves three passes over memory.
     wrapped = x >> (32 - count)
-    wrapped &= (1 << count) - 1
-    return wrapped.add_(x, alpha=1 << count)
+    return wrapped.bitwise_and_((1 << count) - 1).add_(x, alpha=1 << count)
 
 
 def _to_unit(words: Tensor) -> Tensor:
@@ -221,8 +232,10 @@ def _generate(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor, emit: Callable[[Te
 
 
 def _as_int32(name: str, value: int) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
     if not 0 <= value < 2**32:
         raise ValueError(f"{name} must lie in [0, 2^32), got {value}")
     return value - 2**32 if value >= 2**31 else value

@@ -8,6 +8,8 @@ The key of step i is `fold_in(state.key, i)`: a run resumed at step i continues 
 """
 
 import functools
+import types
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -56,10 +58,15 @@ class Metrics(NamedTuple):
 def create_state(params: Params, optimizer: Optimizer, *, key: random.Key) -> TrainState:
     """The state before step 0. Copies `params` and `key`, so that a donated step cannot overwrite the caller's."""
     random.check_key(key)
+    if not params:
+        raise ValueError("params are empty")
     copies = {name: p.detach().clone() for name, p in params.items()}
+    opt_state = pytree.tree_map(
+        torch.clone, optimizer.init(copies)
+    )  # a slow average may start as the params themselves
     device = next(iter(copies.values())).device
     step = torch.zeros((), dtype=torch.int64, device=device)
-    return TrainState(step, copies, optimizer.init(copies), key.to(device, copy=True))
+    return TrainState(step, copies, opt_state, key.to(device, copy=True))
 
 
 def make_step(
@@ -83,15 +90,17 @@ def make_step(
         params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
-    return _scoped(step, step, _tf32_of(loss_fn))
+    return _scoped(step, step, _tf32_of(loss_fn) if _tf32_of(grad_fn) is None else _tf32_of(grad_fn))
 
 
 def with_precision(loss_fn: Loss, precision: Precision) -> Loss:
     """`loss_fn` computed in `precision`, over float32 master weights and with float32 gradients.
 
     "bf16" casts parameters and floating inputs to bfloat16 for the forward and backward pass. "tf32" lets a CUDA
-    device round the operands of float32 products to TF32, "float32" forbids it: these two hold for the steps that
-    `make_step` builds from the result, forward and backward, and are undone after each. No global stays changed.
+    device round the operands of float32 products to TF32, "float32" forbids it. As the backward pass runs after the
+    loss has returned, these two hold for the steps that `make_step` builds from the result, or from a
+    `functools.partial` of it, and are undone after each; wrap the loss in a function of your own before this one,
+    not after. No global stays changed.
 
     Raises ValueError for another precision.
     """
@@ -123,10 +132,9 @@ def compile_step(step: Step, *, donate: bool = False, cudagraph: bool = False) -
     """
     if cudagraph and not donate:
         raise ValueError("cudagraph=True needs donate=True: a graph replays into fixed buffers")
-    pure = getattr(step, "pure", step)
-    if donate:
-        return _scoped(_donated(pure, cudagraph), step, getattr(step, "tf32", None))
-    return _scoped(_compile(pure), step, getattr(step, "tf32", None))
+    pure, tf32 = _BUILT.get(step, (step, None))
+    run = _donated(pure, cudagraph) if donate else _compiled_by_shape(pure)
+    return _scoped(run, pure, tf32)
 
 
 def evaluate(forward: Callable[[Params, Tensor], Tensor], params: Params, batches: Iterable[Batch]) -> Metrics:
@@ -159,30 +167,55 @@ def _plain_gradient(loss_fn: Loss, has_aux: bool) -> GradFn:
 
         grads, value = grad_and_value(scalar, has_aux=has_aux)(params)
         loss, aux = value if has_aux else (value, {})
-        return grads, {"loss": loss, **aux}
+        return grads, {**aux, "loss": loss}
 
     return grad_fn
 
 
-def _tf32_of(loss_fn: Loss | None) -> bool | None:
-    return getattr(loss_fn, "tf32", None)
+def _tf32_of(function: Callable | None) -> bool | None:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "tf32", None)
 
 
-def _scoped(run: Step, step: Step, tf32: bool | None) -> Step:
+# The function and the precision behind each step that `make_step` and `compile_step` built.
+_BUILT: weakref.WeakKeyDictionary[Step, tuple[Step, bool | None]] = weakref.WeakKeyDictionary()
+
+
+def _scoped(run: Step, pure: Step, tf32: bool | None) -> Step:
     """`run` without autograd's tape, which torch.func would otherwise keep in memory, and in its precision."""
 
-    @functools.wraps(step)
-    def scoped(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Tensor]]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Tensor]]:
+        if getattr(state.step, "spent", False):
+            raise ValueError("this state was given to a donated step before; use the state that step returned")
         with torch.no_grad(), _precision.tf32(tf32):
             return run(state, batch)
 
-    scoped.tf32 = tf32  # type: ignore[attr-defined]
-    scoped.pure = getattr(step, "pure", step)  # type: ignore[attr-defined]
-    return scoped
+    _BUILT[step] = (pure, tf32)
+    return step
 
 
-def _compile(function: Callable, **options: Any) -> Callable:
-    return torch.compile(function, fullgraph=True, dynamic=False, options={**COMPILE_OPTIONS, **options})
+def _compiled_by_shape(function: Callable, **options: Any) -> Callable[..., Any]:
+    """`function(state, batch)` compiled once for every shape of batch.
+
+    torch.compile counts recompilations by code object and gives up after eight. Each shape of each compiled step gets
+    a copy of the code of its own, so that a sweep over settings or shapes is not limited.
+    """
+    compiled: dict[tuple, Callable] = {}
+
+    def call(state: TrainState, batch: Batch) -> Any:
+        return function(state, batch)
+
+    def dispatch(state: TrainState, batch: Batch) -> Any:
+        leaves = pytree.tree_leaves(batch)
+        signature = tuple((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in leaves)
+        if signature not in compiled:
+            copy = types.FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
+            everything = {**COMPILE_OPTIONS, **options}
+            compiled[signature] = torch.compile(copy, fullgraph=True, dynamic=False, options=everything)
+        return compiled[signature](state, batch)
+
+    return dispatch
 
 
 def _donated(pure: Step, cudagraph: bool) -> Step:
@@ -192,11 +225,9 @@ def _donated(pure: Step, cudagraph: bool) -> Step:
         _overwrite(state.opt_state, new.opt_state)
         return new.step, metrics
 
-    compiled = _compile(write_back, **{"triton.cudagraphs": cudagraph})
+    compiled = _compiled_by_shape(write_back, **{"triton.cudagraphs": cudagraph})
 
     def donated(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Tensor]]:
-        if getattr(state.step, "spent", False):
-            raise ValueError("this state was given to a donated step before; use the state that step returned")
         if cudagraph:
             _prepare_replay(state)
         result = compiled(state, batch)
@@ -211,6 +242,8 @@ def _donated(pure: Step, cudagraph: bool) -> Step:
 
 def _overwrite(buffers: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Copies by name: two dicts of the same names need not have them in the same order."""
+    if buffers.keys() != values.keys():
+        raise ValueError(f"the step turned {sorted(buffers)} into {sorted(values)}: a donated state keeps its names")
     for name, buffer in buffers.items():
         if isinstance(buffer, Tensor):
             buffer.copy_(values[name])

@@ -16,7 +16,7 @@ class Verdict(NamedTuple):
 def bitwise(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> Verdict:
     """Every value equal: the same operations on the same device in the same order leave no room for rounding.
 
-    Names, shapes and dtypes must match too; NaN equals nothing.
+    Names, shapes, dtypes and the signs of zeros must match too; NaN equals nothing.
     """
     if list(ours) != list(reference):
         return Verdict(False, f"names differ: {list(ours)} and {list(reference)}")
@@ -27,7 +27,7 @@ def bitwise(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> Verdict:
             return Verdict(
                 False, f"{name}: {given.dtype} {list(given.shape)}, expected {expected.dtype} {list(expected.shape)}"
             )
-        if not torch.equal(given, expected):
+        if not torch.equal(given, expected) or not torch.equal(given.signbit(), expected.signbit()):
             differing[name] = (given.double() - expected.double()).abs().max().item()
     if differing:
         worst = max(differing, key=lambda name: differing[name])

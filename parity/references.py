@@ -7,7 +7,9 @@ from torch import Tensor
 
 def torchvision_alexnet(dtype: torch.dtype) -> torch.nn.Module:
     """`torchvision.models.alexnet` with random weights, in evaluation mode."""
-    return torchvision.models.alexnet().to(dtype).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torchvision.models.alexnet().to(dtype).eval()
 
 
 def loss_and_gradients(module: torch.nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -36,6 +36,11 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)  # of the tests' own inputs: a failure can be run again
+
+
 @pytest.fixture(scope="session")
 def key():
     return af.random.key(2012)

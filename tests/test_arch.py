@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 import alexnet_func as af
-from alexnet_func.arch import ALEXNET, ALEXNET_2012, CAFFENET, Arch, Conv, MaxPool
+from alexnet_func.arch import ALEXNET, ALEXNET_2012, CAFFENET, AdaptiveAvgPool, Arch, Conv, Linear, MaxPool
 from tests.conftest import ARCHS, TINY
 
 
@@ -25,9 +25,20 @@ def test_json_round_trip_keeps_value_and_hash(arch):
 
 
 @pytest.mark.errors
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"type": "Conv"}', '{"type": "Nothing"}', '{"type": "ReLU"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"type": "Conv"}',
+        '{"type": "MaxPool", "kernel_size": 3, "stride": 0}',
+        '{"type": "Nothing"}',
+        '{"type": "ReLU"}',
+    ],
+)
 def test_json_of_something_else_is_refused(text):
-    with pytest.raises(ValueError, match="not the JSON of an arch"):
+    with pytest.raises(ValueError, match=r"not the JSON of an arch|must be a positive integer"):
         Arch.from_json(text)
 
 
@@ -57,17 +68,21 @@ def test_replace_changes_the_last_layer_alone():
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 4), st.booleans())
 def test_pooled_sizes_are_torchs(side, kernel, stride, ceil_mode):
     ours = af.arch._out_shape(ALEXNET, MaxPool(kernel, stride, ceil_mode), (1, side, side))
-    if side < kernel and not (ceil_mode and ours[1] > 0):
-        assert ours[1] <= 0
+    if ours[1] < 1:
+        with pytest.raises(RuntimeError, match="too small"):
+            F.max_pool2d(torch.zeros(1, side, side), kernel, stride, ceil_mode=ceil_mode)
         return
     assert F.max_pool2d(torch.zeros(1, side, side), kernel, stride, ceil_mode=ceil_mode).shape == ours
 
 
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
 def test_convolved_sizes_are_torchs(side, kernel, stride, padding):
-    assume(side + 2 * padding >= kernel)
     ours = af.arch._out_shape(ALEXNET, Conv(2, kernel, stride, padding), (1, side, side))
     weight = torch.zeros(2, 1, kernel, kernel)
+    if ours[1] < 1:
+        with pytest.raises(RuntimeError, match="size"):
+            F.conv2d(torch.zeros(1, side, side), weight, stride=stride, padding=padding)
+        return
     assert F.conv2d(torch.zeros(1, side, side), weight, stride=stride, padding=padding).shape == ours
 
 
@@ -81,7 +96,17 @@ def test_malformed_archs_are_refused():
         TINY.replace(classifier=TINY.classifier[:-1])
     with pytest.raises(ValueError, match="2 groups do not divide 3 and 8 channels"):
         TINY.replace(features=(Conv(8, 3, groups=2),))
-    with pytest.raises(ValueError, match="num_classes and in_channels must be positive"):
+    with pytest.raises(ValueError, match="num_classes must be a positive integer, got 0"):
         TINY.replace(num_classes=0)
+    with pytest.raises(ValueError, match=r"features of tiny may not hold Linear"):
+        TINY.replace(features=(Linear(3),))
+    with pytest.raises(ValueError, match="classifier of tiny may not hold 'ReLU'"):
+        TINY.replace(classifier=("ReLU", Linear(None)))
+    with pytest.raises(ValueError, match="out_channels of Conv must be a positive integer, got -8"):
+        Conv(-8, 3)
+    with pytest.raises(ValueError, match="stride of MaxPool must be a positive integer, got 0"):
+        MaxPool(3, 0)
+    with pytest.raises(ValueError, match="no size up to 1024 gives every layer an output"):
+        TINY.replace(features=(AdaptiveAvgPool(1), MaxPool(3, 2)))
     with pytest.raises(ValueError, match=r"images of 1x1 are too small for alexnet: the smallest square is 63"):
         ALEXNET.replace(image_size=1)

@@ -110,6 +110,12 @@ def test_labels_of_another_shape_than_the_batch():
         af.losses.cross_entropy(torch.zeros(2, 5), torch.zeros(2, 1, dtype=torch.int64))
 
 
+def test_accuracy_does_not_broadcast_labels():
+    for labels in (torch.zeros(2, 1, dtype=torch.int64), torch.tensor(0)):
+        with pytest.raises(ValueError, match=r"labels must have shape \[2\] to fit the logits"):
+            af.losses.accuracy(torch.zeros(2, 5), labels)
+
+
 def test_top_k_beyond_the_classes():
     with pytest.raises(ValueError, match=r"k must lie in 1\.\.5, got 6"):
         af.losses.accuracy(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64), k=6)
@@ -181,6 +187,12 @@ def test_seeds_that_are_no_integers():
 
 
 def test_other_arguments_of_random(key):
+    with pytest.raises(TypeError, match=r"data must be one integer, got torch\.float32 \[\]"):
+        af.random.fold_in(key, torch.tensor(1.5))
+    with pytest.raises(TypeError, match=r"data must be one integer, got torch\.int64 \[3\]"):
+        af.random.fold_in(key, torch.arange(3))
+    with pytest.raises(ValueError, match=r"p of shape \[3\] does not broadcast to shape \[2\]"):
+        af.random.bernoulli(key, torch.zeros(3), (2,))
     with pytest.raises(ValueError, match="num must not be negative, got -1"):
         af.random.split(key, -1)
     with pytest.raises(ValueError, match="n must not be negative, got -1"):

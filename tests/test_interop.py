@@ -76,6 +76,9 @@ def test_modules_in_training_mode_are_refused_by_name():
         interop.from_module(torchvision.models.resnet18())
     with pytest.raises(ValueError, match=r"LSTM \(LSTM\)"):
         interop.from_module(nn.LSTM(2, 3, num_layers=2, dropout=0.1))
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match=r"_SpectralNorm"):
+        interop.from_module(spectral)
     interop.from_module(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))  # pure in training mode too
 
 
@@ -136,6 +139,9 @@ class TestLoadTorchvision:
     def test_what_is_not_there_or_something_else(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="neither a file nor the name of torchvision's AlexNet weights"):
             interop.load_torchvision("IMAGENET1K_V9")
+        (tmp_path / "text.pth").write_text("epoch 1")
+        with pytest.raises(ValueError, match=r"text\.pth is not a state dict that loads without running code"):
+            interop.load_torchvision(tmp_path / "text.pth")
         torch.save([1, 2], tmp_path / "list.pth")
         with pytest.raises(ValueError, match="holds a list, not a state dict"):
             interop.load_torchvision(tmp_path / "list.pth")

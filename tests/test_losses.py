@@ -36,6 +36,12 @@ def test_cross_entropy_of_a_batch_is_the_mean_over_examples(smoothing):
     torch.testing.assert_close(each[3], af.losses.cross_entropy(logits[3], labels[3], smoothing))
 
 
+def test_leading_axes_are_all_batch():
+    logits, labels = torch.randn(2, 5, 5), torch.randint(5, (2, 5))
+    flat = af.losses.cross_entropy(logits.reshape(10, 5), labels.reshape(10))
+    assert torch.equal(af.losses.cross_entropy(logits, labels), flat)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_labels_of_any_integer_dtype(dtype):
     logits = torch.randn(4, 5)

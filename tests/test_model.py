@@ -175,6 +175,28 @@ def test_archs_are_what_their_names_say():
     assert isinstance(ALEXNET.classifier[0], Dropout)
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")  # torch.func.linearize's own
+def test_other_transforms_run_and_agree(params, key):
+    p, batch = {n: t.double() for n, t in params["tiny"].items()}, images(TINY, 3, torch.float64)
+
+    def loss(p):
+        return af.loss_fn(p, batch, arch=TINY, key=key)
+
+    v = {n: torch.randn_like(t) for n, t in p.items()}
+    gradient = grad(loss)(p)
+    along = sum((gradient[n] * v[n]).sum() for n in p)
+    _, forward_mode = torch.func.jvp(loss, (p,), (v,))
+    value, linear = torch.func.linearize(loss, p)
+    torch.testing.assert_close(forward_mode, along)
+    torch.testing.assert_close(linear(v), along)
+    torch.testing.assert_close(value, loss(p))
+    _, hvp = torch.func.jvp(grad(loss), (p,), (v,))
+    step = 1e-6
+    ahead, behind = (grad(loss)({n: t + s * step * v[n] for n, t in p.items()}) for s in (1, -1))
+    for n in p:
+        torch.testing.assert_close(hvp[n], (ahead[n] - behind[n]) / (2 * step), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.gpu
 def test_cuda_draws_the_same_masks(params, key):
     x, _ = images(TINY, 4, torch.float64)

@@ -77,6 +77,12 @@ def test_sgd_has_the_bits_of_torch_optim(dtype, momentum, decay, nesterov, sched
                 assert torch.equal(state["velocity"][name], torch_state[name]["momentum_buffer"])
 
 
+def test_a_scheduled_rate_is_not_rounded_to_bfloat16():
+    params, grads = {"w": torch.zeros(4).bfloat16()}, {"w": torch.full((4,), 256.0).bfloat16()}
+    ours, _ = optim.sgd(optim.constant(0.013)).update(grads, {}, params, torch.tensor(0))
+    assert torch.equal(ours["w"], torch.full((4,), -0.013 * 256).bfloat16())
+
+
 @pytest.mark.parametrize("decay", [0.0, 5e-4])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_paper_form_is_krizhevskys_formula(momentum, decay):

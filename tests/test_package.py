@@ -16,7 +16,7 @@ def test_import_loads_torch_and_nothing_heavy():
 def test_import_exposes_the_rooms():
     import alexnet_func as af
 
-    rooms = {"arch", "interop", "losses", "model", "ops", "optim", "random", "train"}
+    rooms = {"arch", "checkpoint", "data", "interop", "losses", "model", "ops", "optim", "random", "train"}
     assert rooms <= set(vars(af))
     assert af.init is af.model.init
     assert af.forward is af.model.forward

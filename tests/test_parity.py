@@ -31,6 +31,10 @@ def test_bitwise_finds_other_names_shapes_dtypes_and_nans(ours):
     assert not criteria.bitwise(ours, {"a": torch.tensor([0, torch.nan])}).passed
 
 
+def test_the_sign_of_zero_counts():
+    assert not criteria.bitwise({"a": torch.tensor([-0.0])}, {"a": torch.tensor([0.0])}).passed
+
+
 def test_nan_equals_nothing():
     nan = {"a": torch.tensor([torch.nan])}
     assert not criteria.bitwise(nan, nan).passed

@@ -9,19 +9,39 @@ def strings():
     return [op.fp32_precision for op in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)]
 
 
+def readings():
+    return strings(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+@pytest.fixture(params=[None, "highest", "high", "medium"])
+def starting_point(request):
+    """As torch starts, and after each call of the global setter."""
+    before = strings()
+    if request.param is not None:
+        torch.set_float32_matmul_precision(request.param)
+    yield
+    torch.set_float32_matmul_precision("highest")
+    operators = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    for operator, string in zip(operators, before, strict=True):
+        operator.fp32_precision = string
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+@pytest.mark.usefixtures("starting_point")
 @pytest.mark.parametrize("allowed", [True, False])
 def test_flags_are_set_inside_and_restored_after_an_error(allowed):
-    before = strings(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    before = readings()
 
     def fail_inside():
         with precision.tf32(allowed):
             assert torch.backends.cuda.matmul.allow_tf32 is allowed
             assert torch.backends.cudnn.allow_tf32 is allowed
+            assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
             raise KeyError
 
     with pytest.raises(KeyError):
         fail_inside()
-    assert (strings(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+    assert readings() == before
 
 
 @pytest.mark.parametrize("allowed", [True, False])

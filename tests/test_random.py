@@ -128,8 +128,9 @@ def test_a_split_row_is_a_fold_and_does_not_depend_on_num(seed, data, num):
 
 def test_bernoulli_takes_a_tensor_of_probabilities():
     key, p = af.random.key(1), torch.linspace(0, 1, 1000)
-    theirs = jax.random.bernoulli(np.array([0, 1], np.uint32), p.numpy(), (1000,))
-    assert torch.equal(af.random.bernoulli(key, p, (1000,)), as_tensor(theirs))
+    for shape in ((1000,), None, (3, 1000)):
+        theirs = jax.random.bernoulli(np.array([0, 1], np.uint32), p.numpy(), shape)
+        assert torch.equal(af.random.bernoulli(key, p, shape), as_tensor(theirs))
 
 
 def test_uniform_segments_are_uniforms_of_folded_keys():
@@ -144,6 +145,16 @@ def test_the_global_generator_is_neither_read_nor_moved():
     before = torch.get_rng_state()
     af.random.permutation(af.random.key(0), 100)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.errors
+def test_numpy_integers_are_integers():
+    assert torch.equal(af.random.key(np.int64(3)), af.random.key(3))
+
+
+def test_bits_functionalize():
+    key = af.random.key(3)
+    assert torch.equal(torch.func.functionalize(lambda k: af.random.bits(k, (5,)))(key), af.random.bits(key, (5,)))
 
 
 @pytest.mark.gpu

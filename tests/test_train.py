@@ -144,6 +144,58 @@ def _as_double(state):
 
 
 @pytest.mark.compiled
+def test_a_sweep_of_compiled_steps_and_shapes_is_not_limited(monkeypatch, key):
+    # torch.compile gives up after eight recompilations of one piece of code.
+    compiler = torch.compile
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda f, *, fullgraph, dynamic, options: compiler(f, fullgraph=fullgraph, dynamic=dynamic, backend="eager"),
+    )
+    loss = lambda params, batch, *, key=None: (params["w"] * batch[0]).sum()  # noqa: E731
+    params, x = {"w": torch.ones(2)}, torch.ones(2)
+    for i in range(10):
+        optimizer = optim.sgd(0.1 * i)
+        step = train.compile_step(train.make_step(loss, optimizer), donate=True)
+        state, _ = step(train.create_state(params, optimizer, key=key), (x, x))
+        torch.testing.assert_close(state.params["w"], 1 - 0.1 * i * x)
+    step = train.compile_step(train.make_step(loss, optimizer))
+    for n in range(1, 11):
+        step(train.create_state(params, optimizer, key=key), (torch.ones(n, 2), x))
+
+
+@pytest.mark.compiled
+def test_a_wrapped_step_is_compiled_with_its_wrapper(monkeypatch, key):
+    compiler = torch.compile
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda f, *, fullgraph, dynamic, options: compiler(f, fullgraph=fullgraph, dynamic=dynamic, backend="eager"),
+    )
+    optimizer = optim.sgd(0.1)
+    step = train.make_step(lambda p, b, *, key=None: (p["w"] * b[0]).sum(), optimizer)
+
+    @functools.wraps(step)
+    def logged(state, batch):
+        state, metrics = step(state, batch)
+        return state, {**metrics, "norm": state.params["w"].norm()}
+
+    state = train.create_state({"w": torch.ones(2)}, optimizer, key=key)
+    assert set(train.compile_step(logged)(state, (torch.ones(2), torch.ones(2)))[1]) == {"loss", "norm"}
+
+
+def test_an_opt_state_that_starts_as_the_params_shares_nothing_with_them(key):
+    slow = optim.Optimizer(lambda params: {"slow": dict(params)}, lambda g, s, p, step: (p, s))
+    state = train.create_state({"w": torch.ones(2)}, slow, key=key)
+    assert state.opt_state["slow"]["w"].data_ptr() != state.params["w"].data_ptr()
+
+
+def test_a_partial_of_a_loss_keeps_its_precision(key):
+    low = functools.partial(train.with_precision(af.loss_fn, "tf32"), arch=TINY)
+    assert train._tf32_of(low) is True
+
+
+@pytest.mark.compiled
 def test_a_pure_compiled_step_leaves_its_state(pure_step, key):
     state = initial(key, torch.float64)
     before = [t.clone() for t in tensors(state)]
@@ -159,8 +211,9 @@ def test_a_donated_step_writes_into_the_state_and_spends_it(donated_step, key):
     assert all(old.data_ptr() == updated.data_ptr() for old, updated in pairs)
     assert new.step is not state.step
     assert state.step.item() == 0
-    with pytest.raises(ValueError, match="was given to a donated step before"):
-        donated_step(state, images(TINY, 8, torch.float64))
+    for step in (donated_step, train.make_step(tiny_loss, OPTIMIZER)):
+        with pytest.raises(ValueError, match="was given to a donated step before"):
+            step(state, images(TINY, 8, torch.float64))
     again, _ = donated_step(new, images(TINY, 8, torch.float64))
     assert again.step.item() == 2
 

@@ -32,6 +32,8 @@ class Recipe:
     std: tuple[float, float, float]
 
 
+_LIMIT_SEED = 1000  # no run's seed by default, as for the split of the digits
+
 RECIPES = {
     "digits": Recipe(
         arch="alexnet_cifar",
@@ -78,8 +80,9 @@ def fit(
             started = time.perf_counter()
             epoch_key = random.fold_in(data_key, epoch)
             total = torch.zeros((), device=device)
-            for index in random.permutation(epoch_key, len(labels)).split(recipe.batch_size)[:steps]:
-                x = augmented(epoch_key, index, images, recipe)
+            order_key, augment_key = random.split(epoch_key).unbind()
+            for index in random.permutation(order_key, len(labels)).split(recipe.batch_size)[:steps]:
+                x = augmented(augment_key, index, images, recipe)
                 state, metrics = step(state, (x, labels[index]))
                 total += metrics["loss"]
                 progress.advance(bar)
@@ -97,9 +100,9 @@ def fit(
     return result
 
 
-def augmented(epoch_key: random.Key, index: Tensor, images: Tensor, recipe: Recipe) -> Tensor:
-    """The training images of that index, each shifted by its own key `fold_in(epoch_key, index)`, normalised."""
-    keys = vmap(random.fold_in, in_dims=(None, 0))(epoch_key, index)
+def augmented(key: random.Key, index: Tensor, images: Tensor, recipe: Recipe) -> Tensor:
+    """The training images of that index, each shifted by its own key `fold_in(key, index)`, normalised."""
+    keys = vmap(random.fold_in, in_dims=(None, 0))(key, index)
     crops = vmap(functools.partial(augment.padded_crop, padding=recipe.padding))(keys, images[index])
     return augment.normalize(augment.to_float(crops), recipe.mean, recipe.std)
 
@@ -108,7 +111,7 @@ def _limited(split: datasets.Split, limit: int | None) -> datasets.Split:
     """The first `limit` images of a shuffle that is the same in every run."""
     if limit is None:
         return split
-    chosen = random.permutation(random.key(0), len(split.labels))[:limit]
+    chosen = random.permutation(random.key(_LIMIT_SEED), len(split.labels))[:limit]
     return datasets.Split(split.images[chosen], split.labels[chosen])
 
 

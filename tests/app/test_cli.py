@@ -78,3 +78,10 @@ def test_wrong_options_exit_with_2(arguments):
 def test_python_m_is_the_same_program():
     run = subprocess.run([sys.executable, "-m", "alexnet_func", "--help"], capture_output=True, text=True, check=True)
     assert "usage: alexnet" in run.stdout
+
+
+@pytest.mark.slow
+def test_the_readmes_first_command_reaches_98_percent_on_digits(capsys):
+    assert cli.main(["train"]) == 0
+    accuracy = re.search(r"test accuracy (\d+\.\d\d) % \(355 images\)\n$", capsys.readouterr().out)
+    assert float(accuracy.group(1)) >= 98
