@@ -40,8 +40,9 @@ def sgd(
     """Stochastic gradient descent with momentum; the decay `weight_decay * p` is added to the gradient g.
 
     `form="torch"`: `v <- momentum v + g; p <- p - lr v` (`p - lr (g + momentum v)` with Nesterov), with the bits of
-    `torch.optim.SGD` in float32 and float64 on the same device. `form="paper"`: `v <- momentum v - lr g; p <- p + v`, Krizhevsky et al. 2012,
-    section 5. The two differ once the rate changes: the paper's velocity remembers the old rate.
+    `torch.optim.SGD` in float32 and float64 on the same device. `form="paper"`: `v <- momentum v - lr g; p <- p + v`,
+    Krizhevsky et al. 2012, section 5. The two differ once the rate changes: the paper's velocity remembers the old
+    rate.
 
     Raises ValueError for a negative rate, momentum or decay, for Nesterov without momentum or in the paper's form.
     """
