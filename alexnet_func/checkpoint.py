@@ -1,7 +1,8 @@
 """Checkpoints: a training state and its configuration in one safetensors file, whole or not there at all.
 
-The tensors are named `params/...`, `opt_state/...`, `step` and `key`; the header holds the configuration as JSON, the
-order of the names, and a SHA-256 of all. Any safetensors reader opens the file, and nothing in it is executed.
+The tensors are named `params/...`, `opt_state/...`, `step` and `key`; the header's metadata has one entry, "checkpoint",
+a JSON object of the configuration, the order of the names, and a SHA-256 of all. The same state gives the same bytes.
+Any safetensors reader opens the file, and nothing in it is executed.
 """
 
 import contextlib
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from alexnet_func.train import TrainState
 
+_ENTRY = "checkpoint"
+
 
 def save(path: str | os.PathLike[str], state: TrainState, config: Mapping[str, Any]) -> None:
     """Writes `state` and the JSON-able `config` to `path`.
@@ -29,8 +32,10 @@ def save(path: str | os.PathLike[str], state: TrainState, config: Mapping[str, A
     """
     path = Path(path)
     tensors = {name: t.detach().cpu().contiguous() for name, t in _flatten(state._asdict()).items()}
-    metadata = {"config": json.dumps(dict(config), sort_keys=True), "names": json.dumps(list(tensors))}
-    metadata["sha256"] = _digest(tensors, metadata)
+    about = {"config": dict(config), "names": list(tensors)}
+    about["sha256"] = _digest(tensors, about)
+    # One entry, since safetensors writes several in an arbitrary order.
+    metadata = {_ENTRY: json.dumps(about, sort_keys=True)}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     try:
@@ -58,18 +63,19 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tu
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            names = json.loads(metadata.get("names", "[]"))  # safetensors sorts; an update goes by the dict's own order
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, ValueError) as error:
+            about = json.loads(metadata.get(_ENTRY, "{}"))
+            # safetensors sorts the names; an update goes by the order of the dict.
+            tensors = {name: file.get_tensor(name) for name in about.get("names", [])}
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is truncated, altered or no checkpoint: {error}") from error
-    if not {"config", "names", "sha256"} <= set(metadata):
+    if not {"config", "names", "sha256"} <= set(about):
         raise ValueError(f"{path} is no checkpoint: its header lacks the configuration, the names or the SHA-256")
-    if metadata["sha256"] != _digest(tensors, metadata):
+    if about["sha256"] != _digest(tensors, about):
         raise ValueError(f"{path} was altered: its contents do not have the SHA-256 in its header")
     fields = _unflatten({name: t.to(device) for name, t in tensors.items()})
     if not {"step", "params", "key"} <= set(fields) <= set(TrainState._fields):
         raise ValueError(f"{path} does not hold a training state but {', '.join(sorted(fields))}")
-    return TrainState(**{"opt_state": {}, **fields}), json.loads(metadata["config"])
+    return TrainState(**{"opt_state": {}, **fields}), about["config"]
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
@@ -90,8 +96,8 @@ def _unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
     return tree
 
 
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(f"{metadata['config']} {metadata['names']}".encode())
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps([about["config"], about["names"]], sort_keys=True).encode())
     for name, value in tensors.items():
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)

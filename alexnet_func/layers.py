@@ -15,6 +15,11 @@ class Normal:
 
 
 @dataclass(frozen=True)
+class LeCunNormal:
+    """Draw from N(0, 1 / fan_in): LeCun et al. 1998, "Efficient backprop", equation 16."""
+
+
+@dataclass(frozen=True)
 class HeNormal:
     """Draw from N(0, 2 / fan_in): He et al. 2015, equation 10."""
 
@@ -31,7 +36,7 @@ class Constant:
     value: float
 
 
-Init = Normal | HeNormal | FanInUniform | Constant
+Init = Normal | LeCunNormal | HeNormal | FanInUniform | Constant
 
 
 @dataclass(frozen=True)

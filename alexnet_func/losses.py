@@ -30,14 +30,15 @@ def cross_entropy(
 
 
 def accuracy(logits: Float[Tensor, "*n classes"], labels: Integer[Tensor, "*n"], k: int = 1) -> Float[Tensor, ""]:
-    """The fraction (0 to 1) of examples whose label is among the `k` largest logits.
+    """The fraction (0 to 1) of examples whose label is among the `k` largest logits; one with a NaN counts as wrong.
 
     Raises ValueError unless 1 <= k <= classes; label errors as `cross_entropy` raises them.
     """
     _check_fit(logits, labels)
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"k must lie in 1..{logits.shape[-1]}, got {k}")
-    return (logits.topk(k).indices == labels[..., None]).any(-1).float().mean()
+    hits = (logits.topk(k).indices == labels[..., None]).any(-1)
+    return (hits & ~logits.isnan().any(-1)).float().mean()
 
 
 def loss_fn(

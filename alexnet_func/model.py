@@ -26,6 +26,7 @@ from alexnet_func.arch import (
     Flatten,
     HeNormal,
     Init,
+    LeCunNormal,
     Linear,
     MaxPool,
     Normal,
@@ -154,6 +155,8 @@ def _draw(key: Tensor, rule: Init, shape: Shape, fan_in: int) -> Tensor:
     match rule:
         case Normal(std):
             return random.normal(key, shape) * std
+        case LeCunNormal():
+            return random.normal(key, shape) / math.sqrt(fan_in)
         case HeNormal():
             return random.normal(key, shape) * math.sqrt(2 / fan_in)
         case FanInUniform():

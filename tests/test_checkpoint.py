@@ -58,8 +58,15 @@ def test_the_file_is_plain_safetensors_with_the_promised_names(saved, state):
     assert {"step", "key"} <= set(tensors)
     header = saved.read_bytes()
     metadata = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"]
-    assert json.loads(metadata["config"]) == CONFIG
-    assert len(metadata["sha256"]) == 64
+    about = json.loads(metadata["checkpoint"])
+    assert about["config"] == CONFIG
+    assert len(about["sha256"]) == 64
+
+
+def test_the_same_state_gives_the_same_bytes(saved, state):
+    for _ in range(5):
+        checkpoint.save(saved.parent / "again", state, CONFIG)
+        assert (saved.parent / "again").read_bytes() == saved.read_bytes()
 
 
 def test_layouts_and_dtypes_survive(state, tmp_path):

@@ -69,6 +69,12 @@ def test_accuracy_counts_labels_among_the_k_largest(classes, n, random):
     assert ours.item() == pytest.approx(sum(hits) / n)
 
 
+def test_nan_is_never_right():
+    logits = torch.full((3, 2), torch.nan)
+    logits[0, 1], logits[1] = 2.0, torch.tensor([1.0, 0.0])
+    assert af.losses.accuracy(logits, torch.tensor([1, 0, 0]), k=2).item() == pytest.approx(1 / 3)
+
+
 def test_accuracy_takes_one_example():
     assert af.losses.accuracy(torch.tensor([0.0, 2.0, 1.0]), torch.tensor(1)) == 1
 

@@ -4,7 +4,7 @@ import torchvision
 from torch.func import grad, vmap
 
 import alexnet_func as af
-from alexnet_func.arch import ALEXNET, ALEXNET_2012, ALEXNET_CIFAR, Dropout
+from alexnet_func.arch import ALEXNET, ALEXNET_2012, ALEXNET_CIFAR, Conv, Dropout, HeNormal
 from tests.conftest import ARCHS, TINY, images, within_budget
 
 by_name = {"argvalues": ARCHS, "ids": [arch.name for arch in ARCHS]}
@@ -152,9 +152,23 @@ class TestInit:
                 assert abs(value.std().item() / 0.01 - 1) < 0.02, name
                 assert abs(value.mean().item()) < 3e-4, name
 
-    def test_he_for_alexnet_cifar(self, params):
+    def test_lecun_and_he(self, key, params):
         weight = params["alexnet_cifar"]["features.8.weight"]
-        assert abs(weight.std().item() / (2 / (384 * 9)) ** 0.5 - 1) < 0.01
+        assert abs(weight.std().item() / (1 / (384 * 9)) ** 0.5 - 1) < 0.01
+        he = ALEXNET_CIFAR.replace(features=(Conv(500, 5, weight=HeNormal()), *ALEXNET_CIFAR.features[1:]))
+        assert abs(af.init(key, he)["features.0.weight"].std().item() / (2 / 75) ** 0.5 - 1) < 0.02
+
+    def test_activations_of_alexnet_cifar_keep_their_scale(self, params):
+        x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        sizes = []
+
+        def linear(at, x, weight, bias):
+            y = torch.nn.functional.linear(x, weight, bias)
+            sizes.append(y.std().item())
+            return y
+
+        af.model.walk(ALEXNET_CIFAR, params["alexnet_cifar"], x, None, {**af.model.PLAIN, af.arch.Linear: linear})
+        assert all(0.05 < size < 5 for size in sizes), sizes
 
     def test_dtype_is_a_cast_of_the_same_draw(self, key, params):
         double = af.init(key, TINY, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -10,21 +11,28 @@ import torch
 import tyro
 from rich.console import Console
 
-from alexnet_func.app import fit
+from alexnet_func.app import fit, recipes, runs, score
 
 
 def _shown_as(metavar: str) -> Any:
     return tyro.conf.arg(metavar=metavar)
 
 
+Device = Literal["auto", "cpu", "cuda"]
+
+
 @dataclass(frozen=True)
 class Train:
     """Train AlexNet, report the test accuracy after each epoch, and print the final one."""
 
-    data: Annotated[str, _shown_as("NAME")] = "digits"
-    """Data set; digits is embedded in scikit-learn and needs no download."""
+    data: Annotated[str, _shown_as("NAME|DIR")] = "digits"
+    """digits (embedded, no download), cifar10, cifar100, or a folder with train/<class>/* and test/ or val/."""
+    root: Annotated[str, _shown_as("DIR")] = "data"
+    """Where downloaded data sets lie."""
     arch: Annotated[str | None, _shown_as("NAME")] = None
     """alexnet, alexnet_2012, caffenet or alexnet_cifar; None, here and below: what the data set's recipe says."""
+    recipe: Literal["paper"] | None = None
+    """paper: network, optimiser, schedule and augmentation of 2012."""
     epochs: Annotated[int | None, _shown_as("N")] = None
     """Passes over the training images."""
     batch_size: Annotated[int | None, _shown_as("N")] = None
@@ -35,56 +43,140 @@ class Train:
     """Momentum of the velocity."""
     weight_decay: Annotated[float | None, _shown_as("F")] = None
     """Decay added to the gradient."""
+    schedule: Literal["constant", "cosine", "linear", "step"] | None = None
+    """How the rate falls; cosine and linear warm up for one epoch, step divides by ten three times."""
     seed: Annotated[int, _shown_as("N")] = 0
     """Seed of the run's key; initial parameters, dropout, order and augmentation follow from it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    out: Annotated[str | None, _shown_as("RUN")] = None
+    """Directory for config.json, checkpoint.safetensors and metrics.jsonl; None: nothing is saved."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with the checkpoint in --out, if there is one."""
+    init: Annotated[str | None, _shown_as("torchvision|FILE|RUN")] = None
+    """Start from these parameters."""
+    device: Device = "auto"
     """Where to train; auto takes CUDA if there is any."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of the forward and backward pass; parameters stay float32."""
+    compile: bool | None = None
+    """Compile the training step; None: on CUDA alone."""
     limit: Annotated[int | None, _shown_as("N")] = None
     """Train on the first N images of a fixed shuffle; None: on all."""
+    skip_bad_images: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Leave unreadable images out instead of stopping."""
+    debug: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluate a network on the test split: top-1, top-5, loss, accuracy by class, confusion matrix."""
+
+    source: tyro.conf.Positional[Annotated[str, _shown_as("RUN|FILE|torchvision")]]
+    """A run directory, a checkpoint, a file of torchvision's AlexNet, or the published weights."""
+    data: Annotated[str, _shown_as("NAME|DIR")] = "digits"
+    """As for train."""
+    root: Annotated[str, _shown_as("DIR")] = "data"
+    """Where downloaded data sets lie."""
+    ten_crop: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Average over four corners and centre and their mirror images."""
+    device: Device = "auto"
+    """Where to compute."""
+    skip_bad_images: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Leave unreadable images out instead of stopping."""
+    debug: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Print the five likeliest classes of each image."""
+
+    source: tyro.conf.Positional[Annotated[str, _shown_as("RUN|FILE|torchvision")]]
+    """As for eval."""
+    images: tyro.conf.Positional[Annotated[tuple[str, ...], _shown_as("IMAGE")]]
+    """Image files."""
+    device: Device = "auto"
+    """Where to compute."""
+    debug: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line: returns 0, or 1 after one line of explanation; wrong options exit with 2."""
+    """Runs the command line: 0, 1 after one line of explanation, 130 after Ctrl-C; wrong options exit with 2."""
     options = tyro.extras.subcommand_cli_from_dict(
-        {"train": Train}, prog="alexnet", args=argv, description="AlexNet as pure functions."
+        {"train": Train, "eval": Eval, "predict": Predict},
+        prog="alexnet",
+        args=argv,
+        description="AlexNet as pure functions: train, evaluate, predict.",
     )
+    console = Console(highlight=False, soft_wrap=True)
     try:
-        _train(options)
-    except (ValueError, ImportError, FloatingPointError) as error:
-        print(f"alexnet: {error}", file=sys.stderr)
+        _COMMANDS[type(options)](options, console)
+    except fit.InterruptedRunError as interruption:
+        print(f"alexnet: {interruption}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("alexnet: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, ImportError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"alexnet: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 
 
-def _train(options: Train) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    result = fit.fit(
-        options.data,
-        _recipe(options),
+def _train(options: Train, console: Console) -> None:
+    device = _device(options.device)
+    if options.resume and options.out is None:
+        raise ValueError("--resume needs --out: which run?")
+    run = fit.Run(
+        data=options.data,
+        root=options.root,
         seed=options.seed,
-        device=_device(options.device),
         limit=options.limit,
-        console=console,
+        out=options.out,
+        resume=options.resume,
+        init=options.init,
+        device=device,
+        precision=options.precision,
+        compile=device.type == "cuda" if options.compile is None else options.compile,
+        skip_bad_images=options.skip_bad_images,
+    )
+    result = fit.fit(run, _recipe(options), console)
+    console.print(f"test accuracy {result.top1 * 100:.2f} % ({result.count} images)")
+
+
+def _eval(options: Eval, console: Console) -> None:
+    device = _device(options.device)
+    source = runs.load_model(options.source, device)
+    skip_bad = options.skip_bad_images
+    result = score.evaluate(
+        source, options.data, options.root, ten_crop=options.ten_crop, skip_bad=skip_bad, device=device, console=console
     )
     console.print(f"test accuracy {result.top1 * 100:.2f} % ({result.count} images)")
 
 
+def _predict(options: Predict, console: Console) -> None:
+    device = _device(options.device)
+    score.predict(runs.load_model(options.source, device), list(options.images), device=device, console=console)
+
+
+_COMMANDS: dict[type, Any] = {Train: _train, Eval: _eval, Predict: _predict}
 _LEAST = {"epochs": 1, "batch_size": 1, "limit": 1, "lr": 0, "momentum": 0, "weight_decay": 0}
 
 
-def _recipe(options: Train) -> fit.Recipe:
-    if options.data not in fit.RECIPES:
-        raise ValueError(f"unknown data set {options.data!r}; there is {', '.join(fit.RECIPES)}")
+def _recipe(options: Train) -> recipes.Recipe:
     for name, least in _LEAST.items():
         value = getattr(options, name)
         if value is not None and not value >= least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    names = {field.name for field in dataclasses.fields(fit.Recipe)}
+    names = {field.name for field in dataclasses.fields(recipes.Recipe)}
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
-    return dataclasses.replace(fit.RECIPES[options.data], **given)
+    return dataclasses.replace(recipes.choose(options.data, options.arch, options.recipe), **given)
 
 
-def _device(name: str) -> torch.device:
+def _device(name: Device) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no CUDA device")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,13 +1,22 @@
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from alexnet_func import random
-from alexnet_func.app import cli, fit
+import alexnet_func as af
+from alexnet_func import checkpoint, random
+from alexnet_func.app import cli, fit, recipes, runs
+from alexnet_func.arch import ALEXNET_CIFAR
 from alexnet_func.data import datasets
+
+SHORT = ["train", "--limit", "64", "--epochs", "3", "--device", "cpu"]
 
 
 def test_a_short_run_reports_every_epoch_and_ends_with_the_test_accuracy(capsys):
@@ -30,20 +39,173 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(capsys):
 
 
 def test_an_images_augmentation_depends_on_key_and_index_alone():
-    images, recipe = datasets.load("digits").train.images, fit.RECIPES["digits"]
-    key = random.key(3)
-    batch = fit.augmented(key, torch.tensor([5, 900, 17]), images, recipe)
-    assert torch.equal(fit.augmented(key, torch.tensor([17]), images, recipe)[0], batch[2])
-    assert not torch.equal(fit.augmented(random.key(4), torch.tensor([17]), images, recipe)[0], batch[2])
+    images = datasets.load("digits").train.images
+    for recipe in (recipes.DIGITS, recipes.CIFAR):
+        prepare = fit.preparation(recipe, ALEXNET_CIFAR, images, (0.3,) * 3, (0.4,) * 3)
+        key = random.key(3)
+        batch = prepare(key, torch.tensor([5, 900, 17]), images)
+        assert torch.equal(prepare(key, torch.tensor([17]), images)[0], batch[2])
+        assert not torch.equal(prepare(random.key(4), torch.tensor([17]), images)[0], batch[2])
+
+
+def test_a_run_directory_holds_its_configuration_metrics_and_checkpoint(tmp_path, capsys):
+    assert cli.main([*SHORT, "--out", str(tmp_path / "run")]) == 0
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoint.safetensors", "config.json", "metrics.jsonl"]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["epochs"] == 3
+    assert af.arch.Arch.from_json(config["arch"]) == ALEXNET_CIFAR
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 2), (2, 4), (3, 6)]
+    fields = {"train_loss", "test_loss", "test_accuracy", "images_per_second"}
+    assert all(fields <= set(row) and 0 <= row["test_accuracy"] <= 1 for row in rows)
+    final = capsys.readouterr().out.splitlines()[-1]
+    assert cli.main(["eval", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == final
+
+
+def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys):
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    assert cli.main([*SHORT, "--out", whole]) == 0
+    monkeypatch.setattr(fit, "_SAVE_SECONDS", -1.0)  # a checkpoint after every step
+    saves = runs.save
+    for stop_after in (1, 2):  # in mid-epoch, and between checkpoint and next step
+        left = [stop_after]
+
+        def save_and_die(*arguments, left=left):
+            saves(*arguments)
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(runs, "save", save_and_die)
+        assert cli.main([*SHORT, "--out", parts, "--resume"]) == 130
+    with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "step"')  # a line that was cut off
+    monkeypatch.setattr(runs, "save", saves)
+    assert cli.main([*SHORT, "--out", parts, "--resume"]) == 0
+    first, second = (tmp_path / name / "checkpoint.safetensors" for name in ("whole", "parts"))
+    assert first.read_bytes() == second.read_bytes()
+
+    def rows(name):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
+
+    assert rows("parts") == rows("whole")
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "alexnet_func", "train", "--limit", "640", "--epochs", "50", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("alexnet_cifar on digits")
+    assert process.stdout.readline().startswith("epoch  1/50")
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == f"alexnet: interrupted; go on with the same command and --resume (--out {out})\n"
+    assert checkpoint.load(out / "checkpoint.safetensors")[0].step >= 20
+
+
+@pytest.mark.errors
+def test_runs_that_would_clobber_or_mix_are_refused(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    assert cli.main([*SHORT, *out, "--resume"]) == 0  # without a checkpoint: afresh
+    for options, message in (
+        ([], "holds a checkpoint: add --resume to go on with it, or choose another --out"),
+        (["--resume", "--lr", "0.5"], "was trained otherwise: lr 0.02 -> 0.5"),
+        (["--resume", "--seed", "3"], "was trained otherwise: seed 0 -> 3"),
+    ):
+        assert cli.main([*SHORT, *out, *options]) == 1
+        assert message in capsys.readouterr().err
+    assert cli.main([*SHORT, *out, "--resume", "--epochs", "4"]) == 0
+    assert cli.main([*SHORT, "--resume"]) == 1
+    assert capsys.readouterr().err == "alexnet: --resume needs --out: which run?\n"
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"")
+    assert cli.main([*SHORT, *out, "--resume"]) == 1
+    assert "checkpoint.safetensors is truncated, altered or no checkpoint" in capsys.readouterr().err
+
+
+def test_init_from_a_run_keeps_its_parameters_and_draws_a_last_layer_of_another_size(tmp_path, capsys, folder):
+    assert cli.main([*SHORT, "--out", str(tmp_path / "run")]) == 0
+    start = ["--init", str(tmp_path / "run"), "--lr", "0", "--epochs", "1"]
+    assert cli.main([*SHORT, *start, "--out", str(tmp_path / "same")]) == 0
+    first, second = (checkpoint.load(tmp_path / name / "checkpoint.safetensors")[0] for name in ("run", "same"))
+    assert all(torch.equal(first.params[n], p) for n, p in second.params.items())
+    capsys.readouterr()
+    there = ["train", "--data", str(folder), "--arch", "alexnet_cifar", "--batch-size", "4", *start]
+    assert cli.main([*there, "--out", str(tmp_path / "other")]) == 0
+    assert "drawn anew, as the classes differ: classifier.6.weight, classifier.6.bias" in capsys.readouterr().out
+    other = checkpoint.load(tmp_path / "other" / "checkpoint.safetensors")[0].params
+    assert torch.equal(other["classifier.4.weight"], first.params["classifier.4.weight"])
+    assert other["classifier.6.bias"].shape == (2,)
+
+
+def test_a_folder_is_trained_evaluated_and_predicted(tmp_path, folder, capsys):
+    run = str(tmp_path / "run")
+    options = ["--data", str(folder), "--arch", "alexnet_cifar", "--epochs", "3", "--batch-size", "4", "--lr", "0.001"]
+    assert cli.main(["train", *options, "--out", run]) == 0
+    assert cli.main(["eval", run, "--data", str(folder), "--ten-crop"]) == 0
+    assert "top-1" in capsys.readouterr().out
+    assert cli.main(["predict", run, str(folder / "test" / "bright" / "0.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r" +\d+\.\d\d%  (bright|dark)", lines[1])
+    shares = [float(line.split("%")[0]) for line in lines[1:]]
+    assert sum(shares) == pytest.approx(100, abs=0.02)
+
+
+def test_photographs_go_through_the_papers_recipe(tmp_path, capsys):
+    make_folder(tmp_path, (300, 260), 2)
+    options = ["--data", str(tmp_path), "--recipe", "paper", "--epochs", "1", "--batch-size", "2"]
+    assert cli.main(["train", *options]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("alexnet_2012 on ")
+    assert "test accuracy" in out.splitlines()[-1]
+
+
+def make_folder(path, size, count):
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name, low in (("bright", 150), ("dark", 0)):
+            (path / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(low, low + 100, (*size, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(path / split / name / f"{i}.png")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "images", (40, 36), 4)
+
+
+@pytest.mark.errors
+def test_eval_and_predict_name_what_is_wrong(tmp_path, folder, capsys):
+    assert cli.main([*SHORT, "--out", str(tmp_path / "run")]) == 0
+    (tmp_path / "text.png").write_text("no image")
+    for arguments, message in (
+        (["eval", str(tmp_path / "run"), "--data", str(folder)], "the network knows 10 classes (0, 1, 2, ...)"),
+        (["eval", str(tmp_path / "none.safetensors")], "there is no checkpoint"),
+        (["eval", str(tmp_path)], "there is no checkpoint"),
+        (["eval", str(tmp_path / "none.pth")], "is neither a file nor the name of torchvision's AlexNet weights"),
+        (["predict", str(tmp_path / "run"), str(tmp_path / "none.png")], "there is no image"),
+        (["predict", str(tmp_path / "run"), str(tmp_path / "text.png")], "text.png is not a readable image"),
+    ):
+        assert cli.main(arguments) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.errors
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data", "mnist"], "unknown data set 'mnist'; there is digits"),
+        (
+            ["--data", "mnist"],
+            "no data set 'mnist': there are digits, cifar10, cifar100, or a folder with train/<class>/*",
+        ),
         (["--arch", "resnet"], "unknown arch 'resnet'; there are alexnet, alexnet_2012, caffenet, alexnet_cifar"),
-        (["--arch", "alexnet"], "images of 32x32 are too small for alexnet: the smallest square is 63"),
+        (["--arch", "alexnet"], "digits has images of 32x32, and 256x256 are asked for"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--limit", "-3"], "--limit must be at least 1, got -3"),
         (["--limit", "8"], "--batch-size 32 is larger than the 8 training images"),
@@ -85,3 +247,23 @@ def test_the_readmes_first_command_reaches_98_percent_on_digits(capsys):
     assert cli.main(["train"]) == 0
     accuracy = re.search(r"test accuracy (\d+\.\d\d) % \(355 images\)\n$", capsys.readouterr().out)
     assert float(accuracy.group(1)) >= 98
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_any_moment_change_nothing(tmp_path):
+    command = [sys.executable, "-m", "alexnet_func", "train", "--limit", "320", "--epochs", "12", "--device", "cpu"]
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True)
+    generator = np.random.default_rng(0)
+    killed = [*command, "--out", str(tmp_path / "parts"), "--resume"]
+    for _ in range(20):
+        process = subprocess.Popen(killed)
+        try:
+            process.wait(timeout=generator.uniform(2, 7))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    subprocess.run(killed, check=True)
+    first, second = (tmp_path / name / "checkpoint.safetensors" for name in ("whole", "parts"))
+    assert first.read_bytes() == second.read_bytes()
+    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 13))

@@ -1,9 +1,17 @@
+import os
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
 from sklearn.datasets import load_digits
 
-from alexnet_func.data import datasets
+from alexnet_func.data import datasets, images
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +46,133 @@ def test_the_split_is_fixed_and_stratified(digits):
     assert digits.classes == tuple("0123456789")
 
 
+def test_torchvisions_cifar_layouts_load_without_a_download(tmp_path, monkeypatch):
+    """The files of the archive as torchvision leaves them, with made-up pixels; the download itself cannot run here."""
+    batches = tmp_path / "cifar-10-batches-py"
+    batches.mkdir()
+    generator = np.random.default_rng(0)
+    pixels = {}
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        pixels[name] = generator.integers(0, 256, (4, 3072)).astype(np.uint8)
+        (batches / name).write_bytes(pickle.dumps({"data": pixels[name], "labels": [0, 9, 3, 3]}))
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *a: True)
+    dataset = datasets.load("cifar10", root=tmp_path)
+    assert dataset.classes == tuple(names)
+    assert dataset.train.images.shape == (20, 3, 32, 32)
+    assert torch.equal(dataset.test.images, torch.from_numpy(pixels["test_batch"]).view(4, 3, 32, 32))
+    assert dataset.test.labels.tolist() == [0, 9, 3, 3]
+
+
+@pytest.mark.errors
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", fail)
+    with pytest.raises(OSError, match="no route to host") as caught:
+        datasets.load("cifar100", root=tmp_path)
+    for part in ("CIFAR100 could not be had from https://", "cifar-100-python.tar.gz", str(tmp_path), "--data digits"):
+        assert part in str(caught.value)
+
+
+def save_gradient(path, mode):
+    ramp = np.tile(np.linspace(0, 1, 64), (48, 1))
+    if mode == "16":
+        Image.fromarray((ramp * 65535).astype(np.uint16)).save(path)
+    else:
+        Image.fromarray((ramp * 255).astype(np.uint8)).convert(mode).save(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        ("L", "png"),
+        ("RGB", "png"),
+        ("RGBA", "png"),
+        ("P", "png"),
+        ("LA", "png"),
+        ("16", "png"),
+        ("16", "tif"),
+        ("CMYK", "tif"),
+    ],
+)
+def test_images_of_any_mode_become_rgb(tmp_path, mode, suffix):
+    path = tmp_path / f"image.{suffix}"
+    save_gradient(path, mode)
+    image = images.read(path, 48)
+    assert image.shape == (3, 48, 48)
+    assert image.dtype == torch.uint8
+    expected = torch.linspace(0, 255, 64)[8:56].expand(3, 48, 48)
+    assert (image.float() - expected).abs().max() <= 4
+
+
+def test_the_shorter_side_is_resized_and_the_middle_kept(tmp_path):
+    pixels = np.zeros((40, 100, 3), np.uint8)
+    pixels[:, 30:70] = 255
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    assert (images.read(tmp_path / "wide.png", 20) > 200).all(), "the middle 40 of 100 columns are white"
+    assert torch.equal(images.read(tmp_path / "wide.png", 40), torch.full((3, 40, 40), 255, dtype=torch.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split in ("train", "val"):
+        for i, name in enumerate(("a", "b")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for j in range(3):
+                Image.new("RGB", (8, 8), (i * 100, j, 7)).save(tmp_path / split / name / f"{j}.png")
+    return tmp_path
+
+
+def test_a_folder_loads_by_sorted_class_and_file(folder):
+    dataset = datasets.load(str(folder), side=8)
+    assert dataset.classes == ("a", "b")
+    assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert dataset.train.images[:, 0, 0, 0].tolist() == [0, 0, 0, 100, 100, 100]
+    assert dataset.test.images[:, 1, 3, 3].tolist() == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.errors
+def test_folders_that_are_wrong_are_refused_by_name(folder, capsys):
+    whole = (folder / "train" / "a" / "1.png").read_bytes()
+    (folder / "train" / "a" / "1.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"a/1\.png is not a readable image"):
+        datasets.load(str(folder), side=8)
+    assert len(datasets.load(str(folder), side=8, skip_bad=True).train.labels) == 5
+    assert "skipped: " in capsys.readouterr().out
+    (folder / "val" / "c").mkdir()
+    with pytest.raises(ValueError, match=r"classes of only one of .*: c"):
+        datasets.load(str(folder), side=8)
+    (folder / "train" / "c").mkdir()
+    with pytest.raises(ValueError, match="train/c holds no images"):
+        datasets.load(str(folder), side=8)
+    shutil.rmtree(folder / "val")
+    with pytest.raises(ValueError, match="has neither test nor val beside train"):
+        datasets.load(str(folder), side=8)
+    shutil.rmtree(folder / "train")
+    with pytest.raises(ValueError, match="has no folder train"):
+        datasets.load(str(folder), side=8)
+
+
+@pytest.mark.skipif("ALEXNET_DATA" not in os.environ, reason="ALEXNET_DATA names no folder of real images")
+def test_real_photographs_load(tmp_path):
+    with tarfile.open(Path(os.environ["ALEXNET_DATA"]) / "imagenet-sample.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    photographs = sorted(tmp_path.rglob("*.JPEG"))
+    assert len(photographs) == 100
+    pixels = torch.stack([images.read(path, 256) for path in photographs])
+    assert pixels.shape == (100, 3, 256, 256)
+    assert 40 < pixels.float().std() < 90
+
+
 @pytest.mark.errors
 def test_an_unknown_data_set_and_labels_out_of_range(monkeypatch):
-    with pytest.raises(ValueError, match="unknown data set 'mnist'; there is digits"):
+    with pytest.raises(ValueError, match="no data set 'mnist': there are digits, cifar10, cifar100, or a folder"):
         datasets.load("mnist")
     split = datasets.Split(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.tensor([2]))
-    monkeypatch.setitem(datasets._LOADERS, "bad", lambda: datasets.Dataset(split, split, ("a", "b")))
+    monkeypatch.setitem(datasets._LOADERS, "bad", lambda root: datasets.Dataset(split, split, ("a", "b")))
     with pytest.raises(ValueError, match=r"labels must lie in 0\.\.1, got 2\.\.2"):
-        datasets.load("bad")
+        datasets.load("bad", side=4)

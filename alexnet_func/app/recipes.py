@@ -1,0 +1,55 @@
+"""How each kind of data is trained, as data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from alexnet_func import optim
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Arch, optimiser, length and augmentation of a run.
+
+    `augmentation`: "shift" by up to an eighth of the side, "shift-flip" with mirroring too, "crop-flip" a random crop
+    of a larger image and mirroring, "paper" that and PCA colour noise.
+    """
+
+    arch: str
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: Literal["constant", "cosine", "linear", "step"]
+    augmentation: Literal["shift", "shift-flip", "crop-flip", "paper"]
+    form: Literal["torch", "paper"] = "torch"
+
+
+DIGITS = Recipe("alexnet_cifar", 15, 32, 0.02, 0.9, 5e-4, "cosine", "shift")
+CIFAR = Recipe("alexnet_cifar", 20, 128, 0.03, 0.9, 5e-4, "cosine", "shift-flip")
+PHOTOGRAPHS = Recipe("alexnet", 90, 128, 0.01, 0.9, 5e-4, "cosine", "crop-flip")
+
+# Krizhevsky et al. 2012, section 5, with the rate divided by ten three times over 90 epochs, at even distances.
+PAPER = Recipe("alexnet_2012", 90, 128, 0.01, 0.9, 5e-4, "step", "paper", form="paper")
+
+BY_DATA = {"digits": DIGITS, "cifar10": CIFAR, "cifar100": CIFAR}
+
+
+def optimizer(recipe: Recipe, steps_per_epoch: int) -> optim.Optimizer:
+    """The recipe's SGD; "cosine" and "linear" warm up for one epoch."""
+    total = steps_per_epoch * recipe.epochs + 1
+    schedules = {
+        "constant": lambda: optim.constant(recipe.lr),
+        "cosine": lambda: optim.warmup_cosine(recipe.lr, steps_per_epoch, total),
+        "linear": lambda: optim.warmup_linear(recipe.lr, steps_per_epoch, total),
+        "step": lambda: optim.step_decay(recipe.lr, tuple(total * i // 4 for i in (1, 2, 3))),
+    }
+    rate = schedules[recipe.schedule]()
+    return optim.sgd(rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, form=recipe.form)
+
+
+def choose(data: str, arch: str | None, name: str | None) -> Recipe:
+    """The named recipe, or the one for that data; a folder holds photographs unless `arch` is for small images."""
+    if name == "paper":
+        return PAPER
+    return BY_DATA.get(data, CIFAR if arch == "alexnet_cifar" else PHOTOGRAPHS)

@@ -1,0 +1,84 @@
+"""Evaluation and prediction with a trained network, as `alexnet eval` and `alexnet predict` print them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from alexnet_func import model, train
+from alexnet_func.app import fit
+from alexnet_func.app.runs import Model
+from alexnet_func.data import augment, datasets, images
+
+
+def evaluate(
+    source: Model, data: str, root: str, *, ten_crop: bool, skip_bad: bool, device: torch.device, console: Console
+) -> train.Metrics:
+    """Prints accuracy and loss on the test split, by class, and the confusion matrix of up to twenty classes.
+
+    With `ten_crop` probabilities are averaged over ten crops: Krizhevsky et al. 2012, section 4.1. Raises ValueError
+    where the data set has other classes than the network.
+    """
+    dataset = fit.load_data(data, root, source.arch, console, skip_bad=skip_bad)
+    if len(dataset.classes) != source.arch.num_classes or source.classes not in (None, dataset.classes):
+        raise ValueError(
+            f"the network knows {source.arch.num_classes} classes ({_some(source.classes)}), "
+            f"{data} has {len(dataset.classes)} ({_some(dataset.classes)})"
+        )
+    log_p, labels = [], []
+    for crops, y in _views(dataset.test.to(device), source, ten_crop):
+        with torch.no_grad():
+            logits = model.forward(source.params, crops.flatten(0, 1), arch=source.arch)
+        views = logits.softmax(-1).unflatten(0, crops.shape[:2])
+        log_p.append(views.mean(1).log())
+        labels.append(y)
+    # The mean probabilities' logarithms are logits with the same softmax.
+    result = train.evaluate(lambda _, x: x, {}, [(torch.cat(log_p), torch.cat(labels))])
+    _print(torch.cat(log_p).argmax(-1), torch.cat(labels), dataset.classes, console)
+    console.print(f"loss {result.loss:.4f}  top-1 {result.top1:.2%}  top-5 {result.top5:.2%}")
+    return result
+
+
+def predict(source: Model, paths: list[str], *, device: torch.device, console: Console) -> None:
+    """Prints the five likeliest classes of each image with their probabilities."""
+    names = source.classes or tuple(f"class {i}" for i in range(source.arch.num_classes))
+    for path in paths:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no image {path}")
+        image = images.read(Path(path), fit.stored_side(source.arch)).to(device)
+        crop = augment.center_crop(image, source.arch.image_size)
+        x = augment.normalize(augment.to_float(crop), source.mean, source.std)
+        with torch.no_grad():
+            probabilities = model.forward(source.params, x, arch=source.arch).softmax(-1)
+        best = probabilities.topk(min(5, len(names)))
+        console.print(path)
+        for p, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            console.print(f"  {p:7.2%}  {names[index]}")
+
+
+def _views(split: datasets.Split, source: Model, ten_crop: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    size = source.arch.image_size
+    for pixels, labels in zip(split.images.split(64), split.labels.split(64), strict=True):
+        crops = augment.ten_crop(pixels, size) if ten_crop else augment.center_crop(pixels, size)[:, None]
+        yield augment.normalize(augment.to_float(crops), source.mean, source.std), labels
+
+
+def _print(predicted: Tensor, labels: Tensor, classes: tuple[str, ...], console: Console) -> None:
+    count = len(classes)
+    confusion = (labels * count + predicted).bincount(minlength=count**2).view(count, count).cpu()
+    matrix = count <= 20
+    table = Table(title="rows: true class; columns: predicted class" if matrix else None)
+    for heading in ("class", "images", "right", *(str(i) for i in range(count) if matrix)):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for i, name in enumerate(classes):
+        total, right = int(confusion[i].sum()), int(confusion[i, i])
+        share = f"{right / total:.2%}" if total else "-"
+        table.add_row(f"{i} {name}", str(total), share, *(str(n) for n in confusion[i].tolist() if matrix))
+    console.print(table)
+
+
+def _some(classes: tuple[str, ...] | None) -> str:
+    return "unnamed" if classes is None else ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
