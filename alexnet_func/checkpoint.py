@@ -1,8 +1,8 @@
 """Checkpoints: a training state and its configuration in one safetensors file, whole or not there at all.
 
-The tensors are named `params/...`, `opt_state/...`, `step` and `key`; the header's metadata has one entry, "checkpoint",
-a JSON object of the configuration, the order of the names, and a SHA-256 of all. The same state gives the same bytes.
-Any safetensors reader opens the file, and nothing in it is executed.
+The tensors are named `params/...`, `opt_state/...`, `step` and `key`. The header's metadata has one entry,
+"checkpoint": a JSON object of the configuration, the order of the names, and a SHA-256 of all. The same state gives
+the same bytes. Any safetensors reader opens the file, and nothing in it is executed.
 """
 
 import contextlib

@@ -96,12 +96,13 @@ def load_torchvision(weights: Any) -> Params:
     (downloaded on first use by torchvision, its hash checked), or the path of a state dict, read without running
     any pickled code. The last layer may have any number of classes.
 
-    Raises FileNotFoundError for a path that is not there; ValueError for a file that holds something else.
+    Raises FileNotFoundError for a path that is not there, ValueError for a file that holds something else, OSError
+    where the download fails.
     """
     if isinstance(weights, str | os.PathLike) and not _is_weights_name(weights):
         state = _read_state_dict(Path(weights))
     else:
-        state = dict(_published(weights).get_state_dict(progress=True, check_hash=True))
+        state = _download(weights)
     bias = state.get("classifier.6.bias")
     classes = len(bias) if isinstance(bias, Tensor) and bias.dim() == 1 and len(bias) else ALEXNET.num_classes
     check_named_tensors(param_shapes(ALEXNET.replace(num_classes=classes)), state, str(weights))
@@ -171,10 +172,15 @@ def _is_weights_name(weights: str | os.PathLike[str]) -> bool:
     return isinstance(weights, str) and weights in (*AlexNet_Weights.__members__, "DEFAULT")
 
 
-def _published(weights: Any) -> Any:
+def _download(weights: Any) -> Params:
     from torchvision.models import AlexNet_Weights
 
-    return AlexNet_Weights[weights] if isinstance(weights, str) else AlexNet_Weights.verify(weights)
+    published = AlexNet_Weights[weights] if isinstance(weights, str) else AlexNet_Weights.verify(weights)
+    try:
+        return dict(published.get_state_dict(progress=True, check_hash=True))
+    except OSError as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise OSError(f"no weights from {published.url} ({error}): put the file into {folder} and try again") from error
 
 
 def _read_state_dict(path: Path) -> Params:

@@ -41,6 +41,15 @@ def accuracy(logits: Float[Tensor, "*n classes"], labels: Integer[Tensor, "*n"],
     return (hits & ~logits.isnan().any(-1)).float().mean()
 
 
+def confusion_matrix(
+    predicted: Integer[Tensor, "n"], labels: Integer[Tensor, "n"], num_classes: int
+) -> Integer[Tensor, "classes classes"]:
+    """How often each true class (row) was predicted as each class (column). Errors as `check_labels` raises them."""
+    check_labels(predicted, num_classes)
+    check_labels(labels, num_classes)
+    return (labels * num_classes + predicted).bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
 def loss_fn(
     params: Params, batch: Batch, *, arch: Arch = ALEXNET, key: Int32[Tensor, "*k 2"] | None = None
 ) -> Float[Tensor, ""]:

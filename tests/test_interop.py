@@ -136,6 +136,19 @@ class TestLoadTorchvision:
         assert asked == [(weights, {"progress": True, "check_hash": True})] * 3
 
     @pytest.mark.errors
+    def test_a_failed_download_says_where_the_file_belongs(self, monkeypatch):
+        weights = torchvision.models.AlexNet_Weights.DEFAULT
+
+        def fail(self, **_options):
+            raise OSError("no route to host")
+
+        monkeypatch.setattr(type(weights), "get_state_dict", fail)
+        with pytest.raises(
+            OSError, match=r"no weights from https.*alexnet.*no route to host.*put the file into .*checkp"
+        ):
+            interop.load_torchvision("DEFAULT")
+
+    @pytest.mark.errors
     def test_what_is_not_there_or_something_else(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="neither a file nor the name of torchvision's AlexNet weights"):
             interop.load_torchvision("IMAGENET1K_V9")

@@ -69,6 +69,14 @@ def test_accuracy_counts_labels_among_the_k_largest(classes, n, random):
     assert ours.item() == pytest.approx(sum(hits) / n)
 
 
+def test_confusion_matrix_is_a_count_of_pairs():
+    predicted, labels = torch.randint(4, (50,)), torch.randint(4, (50,))
+    expected = torch.zeros(4, 4, dtype=torch.int64)
+    for p, y in zip(predicted.tolist(), labels.tolist(), strict=True):
+        expected[y, p] += 1
+    assert torch.equal(af.losses.confusion_matrix(predicted, labels, 4), expected)
+
+
 def test_nan_is_never_right():
     logits = torch.full((3, 2), torch.nan)
     logits[0, 1], logits[1] = 2.0, torch.tensor([1.0, 0.0])

@@ -127,6 +127,8 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
                 saved_at = time.monotonic()
             if interrupted():
                 raise InterruptedRunError(_how_to_resume(out))
+    if out is not None:
+        _draw(out, forward, state.params, batches(test, network, mean, std), dataset.classes)
     return result or train.evaluate(forward, state.params, batches(test, network, mean, std))
 
 
@@ -195,6 +197,23 @@ def initial_params(run: Run, key: Tensor, network: arch.Arch, console: Console) 
     if fresh:
         console.print(f"drawn anew, as the classes differ: {', '.join(fresh)}")
     return {name: p if name in fresh else source.params[name] for name, p in drawn.items()}
+
+
+def _draw(
+    out: Path,
+    forward: Callable[[model.Params, Tensor], Tensor],
+    params: model.Params,
+    test_batches: Iterator[Batch],
+    classes: tuple[str, ...],
+) -> None:
+    from alexnet_func.app import plots  # matplotlib takes a second to load
+
+    with torch.no_grad():
+        pairs = [(forward(params, x).argmax(-1), y) for x, y in test_batches]
+    predicted, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    plots.curves(out / runs.METRICS, out / "curves.png")
+    plots.filters(params["features.0.weight"], out / "filters.png")
+    plots.confusion(losses.confusion_matrix(predicted, labels, len(classes)), classes, out / "confusion.png")
 
 
 def _config(

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from alexnet_func import model, train
+from alexnet_func import losses, model, train
 from alexnet_func.app import fit
 from alexnet_func.app.runs import Model
 from alexnet_func.data import augment, datasets, images
@@ -37,7 +37,8 @@ def evaluate(
         labels.append(y)
     # The mean probabilities' logarithms are logits with the same softmax.
     result = train.evaluate(lambda _, x: x, {}, [(torch.cat(log_p), torch.cat(labels))])
-    _print(torch.cat(log_p).argmax(-1), torch.cat(labels), dataset.classes, console)
+    confusion = losses.confusion_matrix(torch.cat(log_p).argmax(-1), torch.cat(labels), source.arch.num_classes)
+    _print(confusion, dataset.classes, console)
     console.print(f"loss {result.loss:.4f}  top-1 {result.top1:.2%}  top-5 {result.top5:.2%}")
     return result
 
@@ -66,9 +67,8 @@ def _views(split: datasets.Split, source: Model, ten_crop: bool) -> Iterator[tup
         yield augment.normalize(augment.to_float(crops), source.mean, source.std), labels
 
 
-def _print(predicted: Tensor, labels: Tensor, classes: tuple[str, ...], console: Console) -> None:
+def _print(confusion: Tensor, classes: tuple[str, ...], console: Console) -> None:
     count = len(classes)
-    confusion = (labels * count + predicted).bincount(minlength=count**2).view(count, count).cpu()
     matrix = count <= 20
     table = Table(title="rows: true class; columns: predicted class" if matrix else None)
     for heading in ("class", "images", "right", *(str(i) for i in range(count) if matrix)):

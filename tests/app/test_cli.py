@@ -50,7 +50,9 @@ def test_an_images_augmentation_depends_on_key_and_index_alone():
 
 def test_a_run_directory_holds_its_configuration_metrics_and_checkpoint(tmp_path, capsys):
     assert cli.main([*SHORT, "--out", str(tmp_path / "run")]) == 0
-    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoint.safetensors", "config.json", "metrics.jsonl"]
+    assert sorted(os.listdir(tmp_path / "run")) == [
+        *("checkpoint.safetensors", "config.json", "confusion.png", "curves.png", "filters.png", "metrics.jsonl")
+    ]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["epochs"] == 3
     assert af.arch.Arch.from_json(config["arch"]) == ALEXNET_CIFAR

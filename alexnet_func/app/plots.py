@@ -1,0 +1,71 @@
+"""Pictures of a run: training curves, first-layer kernels, confusion matrix."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+mpl.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
+
+
+def curves(metrics: Path, out: Path) -> None:
+    """Loss and test accuracy by epoch, from the rows of a run's metrics.jsonl."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    epochs = [row["epoch"] for row in rows]
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    loss.plot(epochs, [row["train_loss"] for row in rows], label="training, with dropout", color="tab:gray")
+    loss.plot(epochs, [row["test_loss"] for row in rows], label="test", color="tab:blue")
+    loss.set(xlabel="epoch", ylabel="cross-entropy (nats)", ylim=(0, None))
+    loss.legend()
+    accuracy.plot(epochs, [100 * row["test_accuracy"] for row in rows], color="tab:blue")
+    accuracy.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(None, 100))
+    for axes in (loss, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(out, dpi=120)
+
+
+def filters(weight: Tensor, out: Path) -> None:
+    """The kernels [O, 3, k, k] of the first layer as colours, each on its own scale: the paper's figure 3."""
+    kernels = weight.detach().float().cpu().permute(0, 2, 3, 1).numpy()
+    low, high = kernels.min((1, 2, 3), keepdims=True), kernels.max((1, 2, 3), keepdims=True)
+    kernels = (kernels - low) / np.maximum(high - low, 1e-12)
+    columns = 16
+    rows = -(-len(kernels) // columns)
+    side = kernels.shape[1] + 1
+    sheet = np.ones((rows * side + 1, columns * side + 1, 3))
+    for i, kernel in enumerate(kernels):
+        top, left = i // columns * side + 1, i % columns * side + 1
+        sheet[top : top + side - 1, left : left + side - 1] = kernel
+    figure = Figure(figsize=(8, 8 * sheet.shape[0] / sheet.shape[1] + 0.4), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set_title(f"the {len(kernels)} kernels of the first layer, {weight.shape[2]}x{weight.shape[3]} pixels each")
+    axes.axis("off")
+    figure.savefig(out, dpi=120)
+
+
+def confusion(matrix: Tensor, classes: Sequence[str], out: Path) -> None:
+    """Counts [K, K] by true (rows) and predicted class (columns), coloured by their share of the true class."""
+    counts = matrix.cpu().numpy()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    named = len(classes) <= 20
+    figure = Figure(figsize=(6, 5.2), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if named:
+        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+        axes.set_yticks(range(len(classes)), classes)
+        for (i, j), count in np.ndenumerate(counts):
+            if count:
+                axes.text(
+                    j, i, count, ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black", size=8
+                )
+    figure.colorbar(image, label="share of the true class (%)")
+    figure.savefig(out, dpi=120)
