@@ -1,11 +1,12 @@
-PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 # The stamp carries the Python version, so that another PYTHON gets a fresh environment.
-VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+SHOW_VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+VERSION := $(shell $(PYTHON) $(SHOW_VERSION))
 STAMP := $(VENV)/installed-$(VERSION)
 
-.PHONY: help setup train test lint parity
+.PHONY: help setup train test lint parity bench
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -18,8 +19,7 @@ $(STAMP): pyproject.toml constraints.txt | $(VENV)/made-$(VERSION)
 
 $(VENV)/made-$(VERSION):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
-	rm -rf $(VENV)
-	$(PYTHON) -m venv $(VENV)
+	[ "$$($(BIN)/python $(SHOW_VERSION) 2>/dev/null)" = $(VERSION) ] || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@touch $@
 
 train: $(STAMP)  ## Train and evaluate AlexNet on the embedded handwritten digits
@@ -36,3 +36,6 @@ lint: $(STAMP)  ## Check style, formatting and types
 
 parity: $(STAMP)  ## Compare with torchvision's module and with jax.random
 	$(BIN)/python -m parity
+
+bench: $(STAMP)  ## Measure drawing from keys and compilation
+	$(BIN)/python -m benchmarks

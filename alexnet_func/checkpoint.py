@@ -5,11 +5,9 @@ The tensors are named `params/...`, `opt_state/...`, `step` and `key`. The heade
 the same bytes. Any safetensors reader opens the file, and nothing in it is executed.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,8 +34,7 @@ def save(path: str | os.PathLike[str], state: TrainState, config: Mapping[str, A
     about["sha256"] = _digest(tensors, about)
     # One entry, since safetensors writes several in an arbitrary order.
     metadata = {_ENTRY: json.dumps(about, sort_keys=True)}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         try:
             save_file(tensors, temporary, metadata=metadata)
@@ -46,8 +43,7 @@ def save(path: str | os.PathLike[str], state: TrainState, config: Mapping[str, A
         _sync(temporary)
         os.replace(temporary, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
     _sync(path.parent)
 
 

@@ -143,15 +143,21 @@ def _as_double(state):
     return pytree.tree_map(lambda t: t.double() if t.is_floating_point() else t, state)
 
 
-@pytest.mark.compiled
-def test_a_sweep_of_compiled_steps_and_shapes_is_not_limited(monkeypatch, key):
-    # torch.compile gives up after eight recompilations of one piece of code.
+@pytest.fixture
+def only_traced(monkeypatch):
+    """torch.compile that traces as ever and then runs the graph as it is, which takes no time to build."""
     compiler = torch.compile
-    monkeypatch.setattr(
-        torch,
-        "compile",
-        lambda f, *, fullgraph, dynamic, options: compiler(f, fullgraph=fullgraph, dynamic=dynamic, backend="eager"),
-    )
+
+    def trace(function, *, fullgraph, dynamic, options):
+        return compiler(function, fullgraph=fullgraph, dynamic=dynamic, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", trace)
+
+
+@pytest.mark.compiled
+@pytest.mark.usefixtures("only_traced")
+def test_a_sweep_of_compiled_steps_and_shapes_is_not_limited(key):
+    # torch.compile gives up after eight recompilations of one piece of code.
     loss = lambda params, batch, *, key=None: (params["w"] * batch[0]).sum()  # noqa: E731
     params, x = {"w": torch.ones(2)}, torch.ones(2)
     for i in range(10):
@@ -165,13 +171,8 @@ def test_a_sweep_of_compiled_steps_and_shapes_is_not_limited(monkeypatch, key):
 
 
 @pytest.mark.compiled
-def test_a_wrapped_step_is_compiled_with_its_wrapper(monkeypatch, key):
-    compiler = torch.compile
-    monkeypatch.setattr(
-        torch,
-        "compile",
-        lambda f, *, fullgraph, dynamic, options: compiler(f, fullgraph=fullgraph, dynamic=dynamic, backend="eager"),
-    )
+@pytest.mark.usefixtures("only_traced")
+def test_a_wrapped_step_is_compiled_with_its_wrapper(key):
     optimizer = optim.sgd(0.1)
     step = train.make_step(lambda p, b, *, key=None: (p["w"] * b[0]).sum(), optimizer)
 

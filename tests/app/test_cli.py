@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -8,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import alexnet_func as af
@@ -242,6 +245,39 @@ def test_wrong_options_exit_with_2(arguments):
 def test_python_m_is_the_same_program():
     run = subprocess.run([sys.executable, "-m", "alexnet_func", "--help"], capture_output=True, text=True, check=True)
     assert "usage: alexnet" in run.stdout
+
+
+_VALUES = st.one_of(
+    st.text(max_size=8),
+    st.integers(-(10**20), 10**20).map(str),
+    st.floats().map(str),
+    st.sampled_from(
+        ["digits", "alexnet", "cpu", "none", "None", "/", "", "..", "true", "bf16", "torchvision", "cosine"]
+    ),
+)
+_WORDS = st.sampled_from(
+    [
+        *(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(cli.Train)),
+        "--no-compile",
+        "--ten-crop",
+        "-h",
+    ]
+)
+
+
+@pytest.mark.errors
+@given(st.sampled_from(["train", "eval", "predict", "fly"]), st.lists(st.one_of(_WORDS, _VALUES), max_size=8))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_fuzzed_command_lines_end_without_a_traceback(monkeypatch, command, words):
+    # What the options say is read and checked in full; the training itself is left out, as are downloads.
+    monkeypatch.setattr(fit, "fit", lambda run, recipe, console: af.train.Metrics(0.0, 1.0, 1.0, 1))
+    monkeypatch.setattr(af.interop, "_download", lambda weights: af.init(random.key(0)))
+    code = None
+    try:
+        code = cli.main([command, *words])
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code in (0, 1, 2)
 
 
 @pytest.mark.slow
