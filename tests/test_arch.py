@@ -91,6 +91,7 @@ def test_alexnet_takes_every_size_from_63_on(side):
     assert af.arch.place(ALEXNET, (3, side, side))[-1].out_shape == (1000,)
 
 
+@pytest.mark.errors
 def test_malformed_archs_are_refused():
     with pytest.raises(ValueError, match=r"last layer of tiny must be Linear\(None\)"):
         TINY.replace(classifier=TINY.classifier[:-1])

@@ -226,7 +226,7 @@ def _config(
     return json.loads(json.dumps({**asdict(recipe), **settings, **varying, **described}))
 
 
-def _row(epoch: int, step: int, loss: float, result: train.Metrics, rate: float) -> dict[str, float]:
+def _row(epoch: int, step: int, loss: float, result: train.Metrics, rate: float) -> dict[str, int | float]:
     return {
         "epoch": epoch,
         "step": step,
