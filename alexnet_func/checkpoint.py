@@ -28,8 +28,26 @@ def save(path: str | os.PathLike[str], state: TrainState, config: Mapping[str, A
     The file is written under a temporary name beside `path`, synced and renamed: whenever the process dies, `path`
     holds the old checkpoint or the new one. Raises OSError where it cannot be written; the old one then stays.
     """
+    write(path, _flatten(state._asdict()), config)
+
+
+def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[TrainState, dict[str, Any]]:
+    """The state, on `device`, and the configuration that `save` wrote.
+
+    Raises FileNotFoundError for a missing file; ValueError, naming the file and the reason, for one that is truncated,
+    altered or no checkpoint.
+    """
+    tensors, config = read(path)
+    fields = _unflatten({name: t.to(device) for name, t in tensors.items()})
+    if not {"step", "params", "key"} <= set(fields) <= set(TrainState._fields):
+        raise ValueError(f"{path} does not hold a training state but {', '.join(sorted(fields))}")
+    return TrainState(**{"opt_state": {}, **fields}), config
+
+
+def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Writes any named tensors as `save` writes a state."""
     path = Path(path)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in _flatten(state._asdict()).items()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     about = {"config": dict(config), "names": list(tensors)}
     about["sha256"] = _digest(tensors, about)
     # One entry, since safetensors writes several in an arbitrary order.
@@ -47,12 +65,8 @@ def save(path: str | os.PathLike[str], state: TrainState, config: Mapping[str, A
     _sync(path.parent)
 
 
-def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[TrainState, dict[str, Any]]:
-    """The state, on `device`, and the configuration that `save` wrote.
-
-    Raises FileNotFoundError for a missing file; ValueError, naming the file and the reason, for one that is truncated,
-    altered or no checkpoint.
-    """
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the configuration that `write` wrote; errors as `load`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
@@ -68,10 +82,7 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tu
         raise ValueError(f"{path} is no checkpoint: its header lacks the configuration, the names or the SHA-256")
     if about["sha256"] != _digest(tensors, about):
         raise ValueError(f"{path} was altered: its contents do not have the SHA-256 in its header")
-    fields = _unflatten({name: t.to(device) for name, t in tensors.items()})
-    if not {"step", "params", "key"} <= set(fields) <= set(TrainState._fields):
-        raise ValueError(f"{path} does not hold a training state but {', '.join(sorted(fields))}")
-    return TrainState(**{"opt_state": {}, **fields}), about["config"]
+    return tensors, about["config"]
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from alexnet_func.app import fit, recipes, runs, score
+from alexnet_func.app import fit, inputs, recipes, runs, score
 
 
 def _shown_as(metavar: str) -> Any:
@@ -19,6 +19,9 @@ def _shown_as(metavar: str) -> Any:
 
 
 Device = Literal["auto", "cpu", "cuda"]
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+_COMPILE = tyro.conf.create_mutex_group(required=False, title="compilation of the training step")
+_STREAM = tyro.conf.create_mutex_group(required=False, title="image files in memory")
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Train:
     """Train AlexNet, report the test accuracy after each epoch, and print the final one."""
 
     data: Annotated[str, _shown_as("NAME|DIR")] = "digits"
-    """digits (embedded, no download), cifar10, cifar100, or a folder with train/<class>/* and test/ or val/."""
+    """digits (embedded, no download), cifar10, cifar100, imagenet, or a folder with train/<class>/* and test/ or
+    val/."""
     root: Annotated[str, _shown_as("DIR")] = "data"
     """Where downloaded data sets lie."""
     arch: Annotated[str | None, _shown_as("NAME")] = None
@@ -44,12 +48,14 @@ class Train:
     weight_decay: Annotated[float | None, _shown_as("F")] = None
     """Decay added to the gradient."""
     schedule: Literal["constant", "cosine", "linear", "step"] | None = None
-    """How the rate falls; cosine and linear warm up for one epoch, step divides by ten three times."""
+    """How the rate falls; cosine and linear warm up for a tenth of the run, step divides by ten three times."""
+    augmentation: recipes.Augmentation | None = None
+    """Random shifts, crops (resized: of random size and shape), flips; paper: crop, flip and colour noise."""
     seed: Annotated[int, _shown_as("N")] = 0
     """Seed of the run's key; initial parameters, dropout, order and augmentation follow from it."""
     out: Annotated[str | None, _shown_as("RUN")] = None
     """Directory for config.json, checkpoint.safetensors and metrics.jsonl; None: nothing is saved."""
-    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    resume: Flag = False
     """Go on with the checkpoint in --out, if there is one."""
     init: Annotated[str | None, _shown_as("torchvision|FILE|RUN")] = None
     """Start from these parameters."""
@@ -57,13 +63,21 @@ class Train:
     """Where to train; auto takes CUDA if there is any."""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """Of the forward and backward pass; parameters stay float32."""
-    compile: bool | None = None
-    """Compile the training step; None: on CUDA alone."""
+    compile: Annotated[Flag, _COMPILE] = False
+    """Compile it; the default on CUDA alone."""
+    no_compile: Annotated[Flag, _COMPILE] = False
+    """Run it eagerly; the default on a CPU."""
     limit: Annotated[int | None, _shown_as("N")] = None
     """Train on the first N images of a fixed shuffle; None: on all."""
-    skip_bad_images: tyro.conf.FlagCreatePairsOff[bool] = False
+    stream: Annotated[Flag, _STREAM] = False
+    """Decode them again for every epoch; the default for what takes more than a quarter of the memory."""
+    no_stream: Annotated[Flag, _STREAM] = False
+    """Decode them once into memory; the default for the rest. A run's result is the same."""
+    workers: Annotated[int | None, _shown_as("N")] = None
+    """Processes that decode a stream; None: one a processor."""
+    skip_bad_images: Flag = False
     """Leave unreadable images out instead of stopping."""
-    debug: tyro.conf.FlagCreatePairsOff[bool] = False
+    debug: Flag = False
     """Show the traceback of an error."""
 
 
@@ -77,13 +91,13 @@ class Eval:
     """As for train."""
     root: Annotated[str, _shown_as("DIR")] = "data"
     """Where downloaded data sets lie."""
-    ten_crop: tyro.conf.FlagCreatePairsOff[bool] = False
+    ten_crop: Flag = False
     """Average over four corners and centre and their mirror images."""
     device: Device = "auto"
     """Where to compute."""
-    skip_bad_images: tyro.conf.FlagCreatePairsOff[bool] = False
+    skip_bad_images: Flag = False
     """Leave unreadable images out instead of stopping."""
-    debug: tyro.conf.FlagCreatePairsOff[bool] = False
+    debug: Flag = False
     """Show the traceback of an error."""
 
 
@@ -97,7 +111,7 @@ class Predict:
     """Image files."""
     device: Device = "auto"
     """Where to compute."""
-    debug: tyro.conf.FlagCreatePairsOff[bool] = False
+    debug: Flag = False
     """Show the traceback of an error."""
 
 
@@ -140,8 +154,10 @@ def _train(options: Train, console: Console) -> None:
         init=options.init,
         device=device,
         precision=options.precision,
-        compile=device.type == "cuda" if options.compile is None else options.compile,
+        compile=options.compile or (device.type == "cuda" and not options.no_compile),
         skip_bad_images=options.skip_bad_images,
+        stream=True if options.stream else False if options.no_stream else None,
+        workers=options.workers,
     )
     result = fit.fit(run, _recipe(options), console)
     console.print(f"test accuracy {result.top1 * 100:.2f} % ({result.count} images)")
@@ -150,9 +166,9 @@ def _train(options: Train, console: Console) -> None:
 def _eval(options: Eval, console: Console) -> None:
     device = _device(options.device)
     source = runs.load_model(options.source, device)
-    skip_bad = options.skip_bad_images
+    reading = inputs.Reading(device, options.skip_bad_images)
     result = score.evaluate(
-        source, options.data, options.root, ten_crop=options.ten_crop, skip_bad=skip_bad, device=device, console=console
+        source, options.data, options.root, ten_crop=options.ten_crop, reading=reading, console=console
     )
     console.print(f"test accuracy {result.top1 * 100:.2f} % ({result.count} images)")
 
@@ -163,7 +179,7 @@ def _predict(options: Predict, console: Console) -> None:
 
 
 _COMMANDS: dict[type, Any] = {Train: _train, Eval: _eval, Predict: _predict}
-_LEAST = {"epochs": 1, "batch_size": 1, "limit": 1, "lr": 0, "momentum": 0, "weight_decay": 0}
+_LEAST = {"epochs": 1, "batch_size": 1, "limit": 1, "workers": 0, "lr": 0, "momentum": 0, "weight_decay": 0}
 
 
 def _recipe(options: Train) -> recipes.Recipe:

@@ -1,4 +1,4 @@
-"""The training run: data, augmentation, steps, checkpoints, and evaluation after each epoch, on one page."""
+"""The training run: augmentation, steps, checkpoints, and evaluation after each epoch, on one page."""
 
 import functools
 import json
@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor
-from torch.func import vmap
 
 from alexnet_func import arch, losses, model, random, train
-from alexnet_func.app import recipes, runs
+from alexnet_func.app import inputs, recipes, runs
+from alexnet_func.app.inputs import Moments
 from alexnet_func.app.recipes import Recipe
 from alexnet_func.data import augment, datasets
 from alexnet_func.losses import Batch
 
-_LIMIT_SEED = 1000  # no run's seed by default, so that no key is shared with a run
 _SAVE_SECONDS = 300.0
 
 
@@ -42,6 +42,8 @@ class Run:
     precision: train.Precision
     compile: bool
     skip_bad_images: bool
+    stream: bool | None
+    workers: int | None
 
 
 class InterruptedRunError(Exception):
@@ -59,23 +61,29 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
     if out is not None and not run.resume:
         runs.check_free(out)
     network = arch.get(recipe.arch)
-    dataset = load_data(run.data, run.root, network, console, skip_bad=run.skip_bad_images)
+    side = inputs.stored_side(network)
+    dataset = datasets.load(run.data, root=run.root)
     network = network.replace(num_classes=len(dataset.classes))
-    images, labels = _limited(dataset.train, run.limit).to(run.device)
-    test = dataset.test.to(run.device)
-    steps = len(labels) // recipe.batch_size
+    reading = inputs.Reading(run.device, run.skip_bad_images, run.stream, run.workers, cache=out)
+    images = inputs.source(inputs.limited(dataset.train, run.limit), side, reading, console, "train")
+    test = inputs.source(dataset.test, side, reading, console, "test")
+    count = len(images.labels)
+    steps = count // recipe.batch_size
     if steps == 0:
-        raise ValueError(f"--batch-size {recipe.batch_size} is larger than the {len(labels)} training images")
-    mean, std = augment.channel_moments(images)
-    config = _config(run, recipe, network, dataset.classes, mean, std)
+        raise ValueError(f"--batch-size {recipe.batch_size} is larger than the {count} training images")
+    sample = inputs.sample(images, side)
+    moments = Moments(*augment.channel_moments(sample))
+    components = augment.rgb_components(sample) if recipe.augmentation == "paper" else None
+    prepare = inputs.preparation(recipe, network, moments, components)
+    config = _config(run, recipe, network, dataset.classes, moments)
 
     init_key, train_key, data_key = random.split(random.key(run.seed, run.device), 3)
+    orders = functools.partial(_epoch_order, data_key.cpu(), count=count, batch_size=recipe.batch_size)
     optimizer = recipes.optimizer(recipe, steps)
     loss_fn = train.with_precision(functools.partial(losses.loss_fn, arch=network), run.precision)
     step = train.make_step(loss_fn, optimizer)
     step = train.compile_step(step, donate=True) if run.compile else step
     forward = functools.partial(model.forward, arch=network)
-    prepare = preparation(recipe, network, images, mean, std)
 
     progress = None if out is None else runs.open_run(out, config, run.device)
     if progress is None:
@@ -85,22 +93,27 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
     done, result = int(state.step), None
     if out is not None:
         runs.keep_metrics(out, done // steps)
-    console.print(
-        f"{network.name} on {run.data}: {len(labels)} training and {len(test.labels)} test images, on {run.device}"
-    )
+    console.print(f"{network.name} on {run.data}: {count} training and {len(test.labels)} test images, on {run.device}")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
     with bar, _interrupt_flag() as interrupted:
-        task = bar.add_task("training", total=steps * recipe.epochs, completed=done)
+        task = bar.add_task("training", total=steps * recipe.epochs, completed=done, batch_size=recipe.batch_size)
         saved_at = time.monotonic()
-        for epoch in range(done // steps, recipe.epochs):
-            started, first = time.perf_counter(), done % steps
-            order_key, augment_key = random.split(random.fold_in(data_key, epoch)).unbind()
-            order = random.permutation(order_key, len(labels)).split(recipe.batch_size)[:steps]
+        first_epoch, first = divmod(done, steps)
+        # One stream over all epochs, so that files are read ahead across their ends.
+        fetched = images.fetch(
+            order
+            for epoch in range(first_epoch, recipe.epochs)
+            for order in orders(epoch)[first if epoch == first_epoch else 0 :]
+        )
+        for epoch in range(first_epoch, recipe.epochs):
+            started, before = time.perf_counter(), done
+            augment_key = _epoch_keys(data_key, epoch)[1]
             total = torch.tensor(loss_sum, device=run.device)
-            for index in order[first:]:
-                state, metrics = step(state, (prepare(augment_key, index, images), labels[index]))
+            while done < (epoch + 1) * steps:
+                index, pixels = next(fetched)
+                state, metrics = step(state, (prepare(augment_key, index, pixels), images.labels[index]))
                 total += metrics["loss"]
                 done += 1
                 bar.advance(task)
@@ -111,12 +124,12 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
                 if interrupted() and done % steps:
                     raise InterruptedRunError(_how_to_resume(out))
             loss, loss_sum = float(total) / steps, 0.0
-            rate = (steps - first) * recipe.batch_size / (time.perf_counter() - started)
+            rate = (done - before) * recipe.batch_size / (time.perf_counter() - started)
             if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"the loss is {loss} in epoch {epoch + 1}: try a smaller --lr than {recipe.lr}"
                 )
-            result = train.evaluate(forward, state.params, batches(test, network, mean, std))
+            result = train.evaluate(forward, state.params, inputs.batches(test, network, moments))
             console.print(
                 f"epoch {epoch + 1:2d}/{recipe.epochs}  train loss {loss:.4f}  test loss {result.loss:.4f}  "
                 f"test accuracy {result.top1:7.2%}  {rate:,.0f} images/s"
@@ -128,61 +141,11 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
             if interrupted():
                 raise InterruptedRunError(_how_to_resume(out))
     if out is not None:
-        _draw(out, forward, state.params, batches(test, network, mean, std), dataset.classes)
-    return result or train.evaluate(forward, state.params, batches(test, network, mean, std))
-
-
-def load_data(
-    data: str, root: str, network: arch.Arch, console: Console, *, skip_bad: bool = False
-) -> datasets.Dataset:
-    """The data set, cut for `network`: for photographs a border of a seventh more, for crops."""
-    follow = functools.partial(track, description="reading images", console=console, transient=True)
-
-    def tracked(items: Any, total: int) -> Any:
-        return follow(items, total=total) if console.is_terminal else items
-
-    return datasets.load(data, root=root, side=stored_side(network), skip_bad=skip_bad, track=tracked)
-
-
-def stored_side(network: arch.Arch) -> int:
-    """The side of the images kept in memory: 256 for crops of 224 and 227 as in the paper, the arch's own up to 64."""
-    return network.image_size if network.image_size <= 64 else 256
-
-
-def preparation(
-    recipe: Recipe, network: arch.Arch, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """`prepare(key, index, images)`: those images, each augmented by its own key `fold_in(key, index)`, normalised."""
-    side = network.image_size
-    components = augment.rgb_components(images) if recipe.augmentation == "paper" else None
-
-    def one(key: Tensor, image: Tensor) -> Tensor:
-        crop_key, flip_key, colour_key = random.split(key, 3).unbind()
-        if recipe.augmentation.startswith("shift"):
-            image = augment.padded_crop(crop_key, image, padding=side // 8)
-        else:
-            image = augment.random_crop(crop_key, image, side)
-        if recipe.augmentation != "shift":
-            image = augment.random_flip(flip_key, image)
-        x = augment.to_float(image)
-        if components is not None:
-            x = augment.pca_noise(colour_key, x, components)
-        return augment.normalize(x, mean, std)
-
-    def prepare(key: Tensor, index: Tensor, images: Tensor) -> Tensor:
-        keys = vmap(random.fold_in, in_dims=(None, 0))(key, index)
-        return vmap(one)(keys, images[index])
-
-    return prepare
-
-
-def batches(
-    split: datasets.Split, network: arch.Arch, mean: tuple[float, ...], std: tuple[float, ...], size: int = 256
-) -> Iterator[Batch]:
-    """The middle of every image of a split, normalised, with its label."""
-    for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
-        crops = augment.center_crop(images, network.image_size)
-        yield augment.normalize(augment.to_float(crops), mean, std), labels
+        _draw(out, forward, state.params, inputs.batches(test, network, moments), dataset.classes)
+    bad = len(images.unreadable) + len(test.unreadable)
+    if bad:
+        console.print(f"{bad} unreadable image{'s' if bad > 1 else ''} left out")
+    return result or train.evaluate(forward, state.params, inputs.batches(test, network, moments))
 
 
 def initial_params(run: Run, key: Tensor, network: arch.Arch, console: Console) -> model.Params:
@@ -216,12 +179,10 @@ def _draw(
     plots.confusion(losses.confusion_matrix(predicted, labels, len(classes)), classes, out / "confusion.png")
 
 
-def _config(
-    run: Run, recipe: Recipe, network: arch.Arch, classes: tuple[str, ...], mean: tuple, std: tuple
-) -> dict[str, Any]:
+def _config(run: Run, recipe: Recipe, network: arch.Arch, classes: tuple[str, ...], moments: Moments) -> dict[str, Any]:
     settings = {"data": run.data, "seed": run.seed, "limit": run.limit, "init": run.init, "precision": run.precision}
     varying = {"device": str(run.device), "compile": run.compile}
-    described = {"arch": network.to_json(), "classes": classes, "mean": mean, "std": std}
+    described = {"arch": network.to_json(), "classes": classes, **moments._asdict()}
     # Through JSON, so that it compares equal to what a checkpoint gives back.
     return json.loads(json.dumps({**asdict(recipe), **settings, **varying, **described}))
 
@@ -238,12 +199,20 @@ def _row(epoch: int, step: int, loss: float, result: train.Metrics, rate: float)
     }
 
 
-def _limited(split: datasets.Split, limit: int | None) -> datasets.Split:
-    """The first `limit` images of a shuffle that is the same in every run."""
-    if limit is None:
-        return split
-    chosen = random.permutation(random.key(_LIMIT_SEED), len(split.labels))[:limit]
-    return datasets.Split(split.images[chosen], split.labels[chosen])
+def _epoch_keys(data_key: Tensor, epoch: int) -> Tensor:
+    """The keys of an epoch's order and of its augmentation, [2, 2]."""
+    return random.split(random.fold_in(data_key, epoch))
+
+
+def _epoch_order(data_key: Tensor, epoch: int, *, count: int, batch_size: int) -> tuple[Tensor, ...]:
+    """The indices of an epoch's batches; a last, smaller one is left out."""
+    order = random.permutation(_epoch_keys(data_key, epoch)[0], count)
+    return order.split(batch_size)[: count // batch_size]
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed * task.fields['batch_size']:,.0f} images/s")
 
 
 @contextmanager

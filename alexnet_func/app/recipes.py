@@ -5,13 +5,15 @@ from typing import Literal
 
 from alexnet_func import optim
 
+Augmentation = Literal["shift", "shift-flip", "crop-flip", "resized-flip", "paper"]
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Arch, optimiser, length and augmentation of a run.
 
     `augmentation`: "shift" by up to an eighth of the side, "shift-flip" with mirroring too, "crop-flip" a random crop
-    of a larger image and mirroring, "paper" that and PCA colour noise.
+    of a larger image and mirroring, "paper" that and PCA colour noise, "resized-flip" a crop of random size and shape.
     """
 
     arch: str
@@ -21,27 +23,28 @@ class Recipe:
     momentum: float
     weight_decay: float
     schedule: Literal["constant", "cosine", "linear", "step"]
-    augmentation: Literal["shift", "shift-flip", "crop-flip", "paper"]
+    augmentation: Augmentation
     form: Literal["torch", "paper"] = "torch"
 
 
 DIGITS = Recipe("alexnet_cifar", 15, 32, 0.02, 0.9, 5e-4, "cosine", "shift")
-CIFAR = Recipe("alexnet_cifar", 20, 128, 0.03, 0.9, 5e-4, "cosine", "shift-flip")
+CIFAR = Recipe("alexnet_cifar", 20, 128, 0.05, 0.9, 5e-4, "cosine", "shift-flip")
 PHOTOGRAPHS = Recipe("alexnet", 90, 128, 0.01, 0.9, 5e-4, "cosine", "crop-flip")
 
 # Krizhevsky et al. 2012, section 5, with the rate divided by ten three times over 90 epochs, at even distances.
 PAPER = Recipe("alexnet_2012", 90, 128, 0.01, 0.9, 5e-4, "step", "paper", form="paper")
 
-BY_DATA = {"digits": DIGITS, "cifar10": CIFAR, "cifar100": CIFAR}
+BY_DATA = {"digits": DIGITS, "cifar10": CIFAR, "cifar100": CIFAR, "imagenet": PHOTOGRAPHS}
 
 
 def optimizer(recipe: Recipe, steps_per_epoch: int) -> optim.Optimizer:
-    """The recipe's SGD; "cosine" and "linear" warm up for one epoch."""
+    """The recipe's SGD; "cosine" and "linear" warm up for a tenth of the run, at most one epoch."""
     total = steps_per_epoch * recipe.epochs + 1
+    warmup = min(steps_per_epoch, max(1, total // 10))
     schedules = {
         "constant": lambda: optim.constant(recipe.lr),
-        "cosine": lambda: optim.warmup_cosine(recipe.lr, steps_per_epoch, total),
-        "linear": lambda: optim.warmup_linear(recipe.lr, steps_per_epoch, total),
+        "cosine": lambda: optim.warmup_cosine(recipe.lr, warmup, total),
+        "linear": lambda: optim.warmup_linear(recipe.lr, warmup, total),
         "step": lambda: optim.step_decay(recipe.lr, tuple(total * i // 4 for i in (1, 2, 3))),
     }
     rate = schedules[recipe.schedule]()

@@ -9,27 +9,29 @@ from rich.table import Table
 from torch import Tensor
 
 from alexnet_func import losses, model, train
-from alexnet_func.app import fit
+from alexnet_func.app import inputs
+from alexnet_func.app.inputs import Reading
 from alexnet_func.app.runs import Model
 from alexnet_func.data import augment, datasets, images
 
 
 def evaluate(
-    source: Model, data: str, root: str, *, ten_crop: bool, skip_bad: bool, device: torch.device, console: Console
+    source: Model, data: str, root: str, *, ten_crop: bool, reading: Reading, console: Console
 ) -> train.Metrics:
     """Prints accuracy and loss on the test split, by class, and the confusion matrix of up to twenty classes.
 
     With `ten_crop` probabilities are averaged over ten crops: Krizhevsky et al. 2012, section 4.1. Raises ValueError
     where the data set has other classes than the network.
     """
-    dataset = fit.load_data(data, root, source.arch, console, skip_bad=skip_bad)
+    dataset = datasets.load(data, root=root)
     if len(dataset.classes) != source.arch.num_classes or source.classes not in (None, dataset.classes):
         raise ValueError(
             f"the network knows {source.arch.num_classes} classes ({_some(source.classes)}), "
             f"{data} has {len(dataset.classes)} ({_some(dataset.classes)})"
         )
     log_p, labels = [], []
-    for crops, y in _views(dataset.test.to(device), source, ten_crop):
+    test = inputs.source(dataset.test, inputs.stored_side(source.arch), reading, console, "test")
+    for crops, y in _views(test, source, ten_crop):
         with torch.no_grad():
             logits = model.forward(source.params, crops.flatten(0, 1), arch=source.arch)
         views = logits.softmax(-1).unflatten(0, crops.shape[:2])
@@ -39,6 +41,8 @@ def evaluate(
     result = train.evaluate(lambda _, x: x, {}, [(torch.cat(log_p), torch.cat(labels))])
     confusion = losses.confusion_matrix(torch.cat(log_p).argmax(-1), torch.cat(labels), source.arch.num_classes)
     _print(confusion, dataset.classes, console)
+    if test.unreadable:
+        console.print(f"{len(test.unreadable)} unreadable left out")
     console.print(f"loss {result.loss:.4f}  top-1 {result.top1:.2%}  top-5 {result.top5:.2%}")
     return result
 
@@ -49,7 +53,7 @@ def predict(source: Model, paths: list[str], *, device: torch.device, console: C
     for path in paths:
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no image {path}")
-        image = images.read(Path(path), fit.stored_side(source.arch)).to(device)
+        image = images.read(Path(path), inputs.stored_side(source.arch)).to(device)
         crop = augment.center_crop(image, source.arch.image_size)
         x = augment.normalize(augment.to_float(crop), source.mean, source.std)
         with torch.no_grad():
@@ -60,11 +64,11 @@ def predict(source: Model, paths: list[str], *, device: torch.device, console: C
             console.print(f"  {p:7.2%}  {names[index]}")
 
 
-def _views(split: datasets.Split, source: Model, ten_crop: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _views(test: inputs.Source, source: Model, ten_crop: bool) -> Iterator[tuple[Tensor, Tensor]]:
     size = source.arch.image_size
-    for pixels, labels in zip(split.images.split(64), split.labels.split(64), strict=True):
+    for index, pixels in test.fetch(torch.arange(len(test.labels)).split(64)):
         crops = augment.ten_crop(pixels, size) if ten_crop else augment.center_crop(pixels, size)[:, None]
-        yield augment.normalize(augment.to_float(crops), source.mean, source.std), labels
+        yield augment.normalize(augment.to_float(crops), source.mean, source.std), test.labels[index]
 
 
 def _print(confusion: Tensor, classes: tuple[str, ...], console: Console) -> None:

@@ -1,5 +1,5 @@
-"""Data: what to load (`datasets`) and pure, keyed augmentation (`augment`)."""
+"""Data: what to load (`datasets`), into memory or as a stream, and pure, keyed augmentation (`augment`)."""
 
-from alexnet_func.data import augment, datasets
+from alexnet_func.data import augment, datasets, memory, stream
 
-__all__ = ["augment", "datasets"]
+__all__ = ["augment", "datasets", "memory", "stream"]

@@ -5,14 +5,17 @@
 Images are uint8 [C, H, W] until `to_float`; what changes colours, `pca_noise` and `normalize`, takes floats on 0..1.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 from torch import Tensor
 
 from alexnet_func import random
+
+_CHUNK = 256  # images at a time, where sums over a whole set are taken in 64 bits
 
 
 def random_crop(key: random.Key, image: UInt8[Tensor, "c h w"], size: int) -> UInt8[Tensor, "c size size"]:
@@ -38,6 +41,73 @@ def padded_crop(key: random.Key, image: UInt8[Tensor, "c side side"], padding: i
     if padding < 0:
         raise ValueError(f"padding must not be negative, got {padding}")
     return random_crop(key, F.pad(image, (padding,) * 4), image.shape[-1])
+
+
+def resized_crop(
+    key: random.Key,
+    image: UInt8[Tensor, "c h w"],
+    size: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> UInt8[Tensor, "c size size"]:
+    """A box of random area and shape, resized to `size` pixels a side: Szegedy et al. 2015, section 6.
+
+    The box's area is a share of the image's, uniform in `scale`; its width over its height is log-uniform in `ratio`;
+    its place is uniform. As in `torchvision.transforms.RandomResizedCrop` the first of ten draws that fits is taken,
+    else the largest box in the middle of a shape within `ratio`; resizing is bilinear with antialiasing.
+
+    Raises ValueError for a size below 1, or bounds that are not positive and in order.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+        if not 0 < low <= high:
+            raise ValueError(f"{name} must be positive bounds in order, got {(low, high)}")
+    extent = image.shape[-2:]
+    return _resized(image, _random_box(key, extent, scale, ratio), size)
+
+
+def _random_box(
+    key: random.Key, extent: Sequence[int], scale: tuple[float, float], ratio: tuple[float, float]
+) -> Int32[Tensor, "4"]:
+    """Top, left, height, width."""
+    rows, columns = extent
+    area_key, shape_key, top_key, left_key = random.split(key, 4).unbind()
+    areas = rows * columns * (scale[0] + (scale[1] - scale[0]) * random.uniform(area_key, (10,)))
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    shapes = (low + (high - low) * random.uniform(shape_key, (10,))).exp()
+    heights, widths = (areas / shapes).sqrt().round(), (areas * shapes).sqrt().round()
+    fits = (heights >= 1) & (heights <= rows) & (widths >= 1) & (widths <= columns)
+    within = min(max(columns / rows, ratio[0]), ratio[1])
+    largest = torch.tensor([min(rows, round(columns / within)), min(columns, round(rows * within))], device=key.device)
+    first = fits.int().argmax()
+    drawn = torch.stack([heights, widths]).index_select(1, first[None])[:, 0]
+    height, width = torch.where(fits.any(), drawn, largest.float()).unbind()
+    # The middle is where the largest box is put; a drawn one goes anywhere.
+    share = torch.stack([random.uniform(top_key), random.uniform(left_key)])
+    room = torch.stack([rows - height, columns - width])
+    corner = torch.where(fits.any(), (share * (room + 1)).floor().minimum(room), (room / 2).round())
+    return torch.cat([corner, torch.stack([height, width])]).int()
+
+
+def _resized(image: UInt8[Tensor, "c h w"], box: Int32[Tensor, "4"], size: int) -> UInt8[Tensor, "c size size"]:
+    top, left, height, width = box.unbind()
+    rows = _resampling(image.shape[-2], top, height, size)
+    columns = _resampling(image.shape[-1], left, width, size)
+    return (rows @ image.float() @ columns.T).round().clamp(0, 255).to(torch.uint8)
+
+
+def _resampling(extent: int, start: Tensor, length: Tensor, size: int) -> Float32[Tensor, "size extent"]:
+    """Weights that take `extent` pixels to `size`, those from `start` on for `length`: a triangle over each target.
+
+    The triangle is as wide as a target pixel is in the source, but never narrower than two source pixels.
+    """
+    scale = length / size
+    centers = start + (torch.arange(size, device=start.device) + 0.5) * scale
+    pixels = torch.arange(extent, device=start.device)
+    weights = (1 - ((pixels + 0.5)[None] - centers[:, None]).abs() / scale.clamp(min=1)).clamp(min=0)
+    weights = weights * ((pixels >= start) & (pixels < start + length))
+    return weights / weights.sum(1, keepdim=True)
 
 
 def random_flip(key: random.Key, image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "c h w"]:
@@ -67,8 +137,11 @@ def channel_moments(images: UInt8[Tensor, "n c h w"]) -> tuple[tuple[float, ...]
     """
     levels = torch.arange(256, dtype=torch.float64) / 255
     moments = []
-    for channel in images.unbind(1):
-        weights = channel.flatten().to(torch.int64).bincount(minlength=256).cpu().double()
+    for channel in range(images.shape[1]):
+        counts = torch.zeros(256, dtype=torch.int64, device=images.device)
+        for part in images[:, channel].split(_CHUNK):
+            counts += part.flatten().to(torch.int64).bincount(minlength=256)
+        weights = counts.cpu().double()
         mean = (weights * levels).sum() / weights.sum()
         std = ((weights * (levels - mean) ** 2).sum() / weights.sum()).sqrt()
         moments.append((mean.item(), std.item() if weights.count_nonzero() > 1 else 1.0))
@@ -98,11 +171,16 @@ def _ends(size: int) -> tuple[slice, slice]:
 
 def rgb_components(images: UInt8[Tensor, "n 3 h w"]) -> Float32[Tensor, "3 3"]:
     """`lambda_i p_i` a column: the principal components of the set's RGB values (0..1), each times its eigenvalue."""
-    pixels = images.transpose(0, 1).reshape(3, -1).double() / 255
-    eigenvalues, vectors = torch.linalg.eigh(torch.cov(pixels))
+    count = images.numel() // 3
+    total, products = torch.zeros(3, 1).double(), torch.zeros(3, 3).double()
+    for part in images.split(_CHUNK):
+        pixels = part.transpose(0, 1).reshape(3, -1).double() / 255
+        total += pixels.sum(1, keepdim=True).cpu()
+        products += (pixels @ pixels.T).cpu()
+    eigenvalues, vectors = torch.linalg.eigh((products - total @ total.T / count) / (count - 1))
     # The sign of an eigenvector is arbitrary: the largest entry is made positive, so that every machine agrees.
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    return (vectors * largest.sign() * eigenvalues).float()
+    return (vectors * largest.sign() * eigenvalues).float().to(images.device)
 
 
 def pca_noise(

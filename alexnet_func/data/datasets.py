@@ -1,8 +1,7 @@
-"""What to load: data sets as uint8 tensors in memory."""
+"""What to load: data sets, as uint8 tensors in memory or as lists of image files."""
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,54 +10,45 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from alexnet_func import losses, random
+from alexnet_func.data import images
 
 
 class Split(NamedTuple):
-    """Images [N, C, H, W] and their class labels [N]."""
+    """Images [N, C, H, W] in memory and their class labels [N]."""
 
     images: UInt8[Tensor, "n c h w"]
     labels: Int64[Tensor, "n"]
 
-    def to(self, device: torch.device | str) -> "Split":
-        """The same split on `device`."""
-        return Split(self.images.to(device), self.labels.to(device))
+
+class Files(NamedTuple):
+    """Image files, N of them, and their class labels [N]; `memory.decode` and `stream.batches` read them."""
+
+    paths: tuple[Path, ...]
+    labels: Int64[Tensor, "n"]
 
 
 class Dataset(NamedTuple):
     """A training and a test split, and the names of the classes, in the order of their labels."""
 
-    train: Split
-    test: Split
+    train: Split | Files
+    test: Split | Files
     classes: tuple[str, ...]
 
 
-Track = Callable[[Iterable, int], Iterable]
-
-
-def load(
-    name: str,
-    *,
-    root: str | os.PathLike[str] = "data",
-    side: int = 32,
-    skip_bad: bool = False,
-    track: Track = lambda items, total: items,
-) -> Dataset:
+def load(name: str, *, root: str | os.PathLike[str] = "data") -> Dataset:
     """A data set by name, or a folder `DIR/train/<class>/*` with `DIR/test` or `DIR/val`.
 
-    `digits` needs nothing; `cifar10` and `cifar100` are downloaded to `root` on first use; images of a folder are cut
-    to `side` x `side` as `images.read` says, in parallel, and `track(results, total)` may follow them. With `skip_bad`
-    unreadable files are printed and left out.
+    `digits` needs nothing; `cifar10` and `cifar100` are downloaded to `root` on first use; `imagenet` is
+    torchvision's layout of ILSVRC-2012 under `root`, or its archives, which are then unpacked. Splits of ImageNet and
+    of a folder are `Files`, the others are in memory.
 
-    Raises ValueError for an unknown name, images of another size than `side`, an empty class, a class in one split
-    alone or an unreadable image, and OSError where a download fails.
+    Raises ValueError for an unknown name or an empty class or one of one split alone, OSError where a download fails
+    or an archive is missing.
     """
     if name in _LOADERS:
         dataset = _LOADERS[name](Path(root))
-        found = dataset.train.images.shape[-1]
-        if found != side:
-            raise ValueError(f"{name} has images of {found}x{found}, and {side}x{side} are asked for")
     elif Path(name).is_dir():
-        dataset = folder(Path(name), side=side, skip_bad=skip_bad, track=track)
+        dataset = folder(Path(name))
     else:
         raise ValueError(f"no data set {name!r}: there are {', '.join(_LOADERS)}, or a folder with train/<class>/*")
     for split in (dataset.train, dataset.test):
@@ -97,7 +87,28 @@ def cifar100(root: Path) -> Dataset:
     return _torchvision("CIFAR100", root)
 
 
-def folder(path: Path, *, side: int, skip_bad: bool = False, track: Track = lambda items, total: items) -> Dataset:
+def imagenet(root: Path) -> Dataset:
+    """ILSVRC-2012 (Russakovsky et al. 2015) as `torchvision.datasets.ImageNet` lays it out; val is the test split.
+
+    Classes are in the order of their WordNet ids, as published weights have them.
+    """
+    from torchvision.datasets import ImageNet
+
+    try:
+        train, val = (ImageNet(root, split) for split in ("train", "val"))
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"imagenet could not be had ({error}); put ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar and "
+            f"ILSVRC2012_img_val.tar from https://image-net.org into {root.resolve()} and try again, "
+            "or train with --data digits, which needs no download"
+        ) from error
+    if train.wnids != val.wnids:
+        raise ValueError(f"classes of only one of train and val: {_some_of(set(train.wnids) ^ set(val.wnids))}")
+    files = [Files(tuple(Path(path) for path, _ in part.imgs), torch.tensor(part.targets)) for part in (train, val)]
+    return Dataset(files[0], files[1], _imagenet_names(train.classes))
+
+
+def folder(path: Path) -> Dataset:
     """The images under `path/train/<class>` and `path/test/<class>` or `path/val/<class>`, by sorted class name."""
     if not (path / "train").is_dir():
         raise ValueError(f"{path} has no folder train with a folder of images for each class")
@@ -105,14 +116,20 @@ def folder(path: Path, *, side: int, skip_bad: bool = False, track: Track = lamb
     if held_out is None:
         raise ValueError(f"{path} has neither test nor val beside train")
     classes = _class_names(path / "train")
-    if _class_names(held_out) != classes:
-        differing = sorted(set(classes) ^ set(_class_names(held_out)))
-        raise ValueError(f"classes of only one of {path / 'train'} and {held_out}: {', '.join(differing)}")
-    train, test = (_read_split(part, classes, side, skip_bad, track) for part in (path / "train", held_out))
-    return Dataset(train, test, classes)
+    differing = set(classes) ^ set(_class_names(held_out))
+    if differing:
+        raise ValueError(f"classes of only one of {path / 'train'} and {held_out}: {_some_of(differing)}")
+    if not classes:
+        raise ValueError(f"{path / 'train'} has no folder of images for each class")
+    return Dataset(_files(path / "train", classes), _files(held_out, classes), classes)
 
 
-_LOADERS: dict[str, Callable[[Path], Dataset]] = {"digits": digits, "cifar10": cifar10, "cifar100": cifar100}
+_LOADERS: dict[str, Callable[[Path], Dataset]] = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "imagenet": imagenet,
+}
 _SPLIT_SEED = 1797  # no run's seed by default: the split shares no key with a run
 
 
@@ -148,32 +165,25 @@ def _class_names(path: Path) -> tuple[str, ...]:
     return tuple(sorted(child.name for child in path.iterdir() if child.is_dir()))
 
 
-def _read_split(path: Path, classes: tuple[str, ...], side: int, skip_bad: bool, track: Track) -> Split:
-    from alexnet_func.data import images
+def _some_of(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
 
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        members = sorted(f for f in (path / name).iterdir() if f.suffix.lower() in images.SUFFIXES)
+
+def _files(path: Path, classes: tuple[str, ...]) -> Files:
+    paths: list[Path] = []
+    counts = []
+    for name in classes:
+        members = sorted(file for file in (path / name).iterdir() if file.suffix.lower() in images.SUFFIXES)
         if not members:
             raise ValueError(f"{path / name} holds no images ({', '.join(sorted(images.SUFFIXES))})")
-        files += members
-        labels += [label] * len(members)
+        paths += members
+        counts.append(len(members))
+    return Files(tuple(paths), torch.arange(len(classes)).repeat_interleave(torch.tensor(counts)))
 
-    def read(file: Path) -> Tensor | ValueError:
-        try:
-            return images.read(file, side)
-        except ValueError as error:
-            if skip_bad:
-                return error
-            raise
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(track(pool.map(read, files), len(files)))
-    kept = [(image, label) for image, label in zip(results, labels, strict=True) if isinstance(image, Tensor)]
-    for error in results:
-        if isinstance(error, ValueError):
-            print(f"skipped: {error}")
-    if not kept:
-        raise ValueError(f"{path} holds no readable image")
-    return Split(torch.stack([image for image, _ in kept]), torch.tensor([label for _, label in kept]))
+def _imagenet_names(synonyms: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """Those of torchvision's weights, which tell the two cranes apart; of a part of the classes the first synonyms."""
+    from torchvision.models import AlexNet_Weights
+
+    names = tuple(AlexNet_Weights.DEFAULT.meta["categories"])
+    return names if len(names) == len(synonyms) else tuple(words[0] for words in synonyms)

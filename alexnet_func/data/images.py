@@ -31,6 +31,14 @@ def read(path: Path, side: int) -> UInt8[Tensor, "3 side side"]:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
 
 
+def read_or_reason(path: Path, side: int) -> UInt8[Tensor, "3 side side"] | str:
+    """`read`, or why that is not possible, for readers in other threads and processes."""
+    try:
+        return read(path, side)
+    except ValueError as error:
+        return str(error)
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip at 255
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")

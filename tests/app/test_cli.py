@@ -15,7 +15,7 @@ from PIL import Image
 
 import alexnet_func as af
 from alexnet_func import checkpoint, random
-from alexnet_func.app import cli, fit, recipes, runs
+from alexnet_func.app import cli, fit, inputs, recipes, runs
 from alexnet_func.arch import ALEXNET_CIFAR
 from alexnet_func.data import datasets
 
@@ -41,14 +41,16 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(capsys):
     assert run(1) != first
 
 
-def test_an_images_augmentation_depends_on_key_and_index_alone():
+@pytest.mark.parametrize("augmentation", ["shift", "shift-flip", "resized-flip", "paper"])
+def test_an_images_augmentation_depends_on_key_and_index_alone(augmentation):
     images = datasets.load("digits").train.images
-    for recipe in (recipes.DIGITS, recipes.CIFAR):
-        prepare = fit.preparation(recipe, ALEXNET_CIFAR, images, (0.3,) * 3, (0.4,) * 3)
-        key = random.key(3)
-        batch = prepare(key, torch.tensor([5, 900, 17]), images)
-        assert torch.equal(prepare(key, torch.tensor([17]), images)[0], batch[2])
-        assert not torch.equal(prepare(random.key(4), torch.tensor([17]), images)[0], batch[2])
+    recipe = dataclasses.replace(recipes.DIGITS, augmentation=augmentation)
+    components = torch.rand(3, 3) if augmentation == "paper" else None
+    prepare = inputs.preparation(recipe, ALEXNET_CIFAR, inputs.Moments((0.3,) * 3, (0.4,) * 3), components)
+    key, index = random.key(3), torch.tensor([5, 900, 17])
+    batch = prepare(key, index, images[index])
+    assert torch.equal(prepare(key, index[2:], images[17:18])[0], batch[2])
+    assert not torch.equal(prepare(random.key(4), index[2:], images[17:18])[0], batch[2])
 
 
 def test_a_run_directory_holds_its_configuration_metrics_and_checkpoint(tmp_path, capsys):
@@ -96,6 +98,49 @@ def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bytes(tmp_path, m
         return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
 
     assert rows("parts") == rows("whole")
+
+
+def test_streamed_and_in_memory_a_run_is_the_same_with_any_number_of_workers(tmp_path, folder, capsys):
+    options = ["train", "--data", str(folder), "--arch", "alexnet_cifar", "--batch-size", "4", "--epochs", "2"]
+    results = []
+    for name, reading in (
+        ("memory", ["--no-stream"]),
+        ("alone", ["--stream", "--workers", "0"]),
+        ("two", ["--stream"]),
+    ):
+        assert cli.main([*options, "--device", "cpu", *reading, "--out", str(tmp_path / name)]) == 0
+        results.append((tmp_path / name / "checkpoint.safetensors").read_bytes())
+    assert results[1] == results[0]
+    assert results[2] == results[0]
+    assert (tmp_path / "memory" / "images-train.safetensors").exists()
+    assert not (tmp_path / "two" / "images-train.safetensors").exists()
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("reading", [["--no-stream"], ["--stream", "--workers", "0"]])
+def test_an_unreadable_image_stops_the_run_or_is_left_out_and_counted(tmp_path, folder, capsys, reading):
+    bad = sorted((folder / "train" / "dark").iterdir())[2]
+    bad.write_bytes(bad.read_bytes()[:100])
+    options = [
+        "train",
+        "--data",
+        str(folder),
+        "--arch",
+        "alexnet_cifar",
+        "--batch-size",
+        "4",
+        "--epochs",
+        "2",
+        *reading,
+    ]
+    assert cli.main(options) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"alexnet: {bad} is not a readable image: ")
+    assert "--skip-bad-images" in error
+    assert cli.main([*options, "--skip-bad-images"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(f"left out: {bad} is not a readable image") for line in lines) == 1
+    assert "1 unreadable image left out" in lines
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
@@ -207,10 +252,10 @@ def test_eval_and_predict_name_what_is_wrong(tmp_path, folder, capsys):
     [
         (
             ["--data", "mnist"],
-            "no data set 'mnist': there are digits, cifar10, cifar100, or a folder with train/<class>/*",
+            "no data set 'mnist': there are digits, cifar10, cifar100, imagenet, or a folder with train/<class>/*",
         ),
         (["--arch", "resnet"], "unknown arch 'resnet'; there are alexnet, alexnet_2012, caffenet, alexnet_cifar"),
-        (["--arch", "alexnet"], "digits has images of 32x32, and 256x256 are asked for"),
+        (["--arch", "alexnet"], "the train images are 32x32, and the network needs 256x256"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--limit", "-3"], "--limit must be at least 1, got -3"),
         (["--limit", "8"], "--batch-size 32 is larger than the 8 training images"),
@@ -235,7 +280,10 @@ def test_cuda_where_there_is_none(capsys):
 
 
 @pytest.mark.errors
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["train", "--epochs", "x"], ["train", "--bogus", "1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fly"], ["train", "--epochs", "x"], ["train", "--bogus", "1"], ["train", "--compile", "--no-compile"]],
+)
 def test_wrong_options_exit_with_2(arguments):
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)

@@ -96,6 +96,60 @@ def test_vmapped_crops_are_single_crops_and_shift_every_way():
     assert len(shifted.nonzero()[:, 2:].unique(dim=0)) == 25
 
 
+def test_a_box_is_resized_as_torchvision_resizes_it():
+    image = torch.nn.functional.interpolate(torch.rand(1, 3, 9, 12), (61, 83), mode="bicubic")[0]
+    image = (image.clamp(0, 1) * 255).to(torch.uint8)
+    for box in ([0, 0, 61, 83], [3, 10, 50, 40], [60, 82, 1, 1], [7, 0, 9, 70], [30, 30, 16, 16]):
+        ours = augment._resized(image, torch.tensor(box, dtype=torch.int32), 16)
+        theirs = torchvision.transforms.functional.resized_crop(image, *box, [16, 16], antialias=True)
+        assert (ours.int() - theirs.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("extent", "scale"), [((40, 60), (0.08, 1.0)), ((20, 200), (0.3, 1.0)), ((30, 30), (0.5, 0.9))]
+)
+def test_random_boxes_are_distributed_as_torchvisions(extent, scale):
+    ratio = (3 / 4, 4 / 3)
+    keys = af.random.split(af.random.key(0), 4000)
+    ours = vmap(lambda key: augment._random_box(key, extent, scale, ratio))(keys)
+    image = torch.empty(3, *extent)
+    params = [torchvision.transforms.RandomResizedCrop.get_params(image, scale, ratio) for _ in range(4000)]
+    theirs = torch.tensor(params)
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, 2:] >= 1).all()
+    assert (ours[:, :2] + ours[:, 2:] <= torch.tensor(extent)).all()
+    for column in range(4):
+        # Two-sample Kolmogorov-Smirnov: a distance above this has a probability below 1e-5.
+        a, b = ours[:, column].sort().values, theirs[:, column].sort().values
+        values = torch.cat([a, b]).unique()
+        ranks = [torch.searchsorted(sample, values, right=True) / 4000 for sample in (a, b)]
+        assert (ranks[0] - ranks[1]).abs().max() < 2.47 * (2 / 4000) ** 0.5
+
+
+def test_vmapped_resized_crops_are_single_ones():
+    images = torch.randint(256, (8, 3, 20, 30), dtype=torch.uint8)
+    keys = af.random.split(af.random.key(1), 8)
+    crops = vmap(functools.partial(augment.resized_crop, size=12))(keys, images)
+    for key, image, crop in zip(keys, images, crops, strict=True):
+        assert (augment.resized_crop(key, image, 12).int() - crop.int()).abs().max() <= 1
+    flat = torch.full((3, 9, 14), 201, dtype=torch.uint8)
+    assert torch.equal(augment.resized_crop(keys[0], flat, 21), torch.full((3, 21, 21), 201, dtype=torch.uint8))
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "size must be at least 1, got 0"),
+        ({"size": 4, "scale": (0.0, 1.0)}, r"scale must be positive bounds in order, got \(0.0, 1.0\)"),
+        ({"size": 4, "ratio": (2.0, 1.0)}, r"ratio must be positive bounds in order, got \(2.0, 1.0\)"),
+    ],
+)
+def test_resized_crops_without_meaning_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        augment.resized_crop(af.random.key(0), torch.zeros(3, 8, 8, dtype=torch.uint8), **options)
+
+
 def test_normalize_is_its_formula():
     images = torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)

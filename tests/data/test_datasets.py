@@ -117,44 +117,72 @@ def test_the_shorter_side_is_resized_and_the_middle_kept(tmp_path):
     assert torch.equal(images.read(tmp_path / "wide.png", 40), torch.full((3, 40, 40), 255, dtype=torch.uint8))
 
 
-@pytest.fixture
-def folder(tmp_path):
-    for split in ("train", "val"):
-        for i, name in enumerate(("a", "b")):
-            (tmp_path / split / name).mkdir(parents=True)
-            for j in range(3):
-                Image.new("RGB", (8, 8), (i * 100, j, 7)).save(tmp_path / split / name / f"{j}.png")
-    return tmp_path
-
-
-def test_a_folder_loads_by_sorted_class_and_file(folder):
-    dataset = datasets.load(str(folder), side=8)
+def test_a_folder_lists_files_by_sorted_class_and_name(folder):
+    (folder / "train" / "a" / "notes.txt").write_text("no image")
+    dataset = datasets.load(str(folder))
     assert dataset.classes == ("a", "b")
     assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert dataset.train.images[:, 0, 0, 0].tolist() == [0, 0, 0, 100, 100, 100]
-    assert dataset.test.images[:, 1, 3, 3].tolist() == [0, 1, 2, 0, 1, 2]
+    assert dataset.train.paths == tuple(folder / "train" / name / f"{i}.png" for name in "ab" for i in range(3))
+    assert dataset.test.paths[4] == folder / "val" / "b" / "1.png"
 
 
 @pytest.mark.errors
-def test_folders_that_are_wrong_are_refused_by_name(folder, capsys):
-    whole = (folder / "train" / "a" / "1.png").read_bytes()
-    (folder / "train" / "a" / "1.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"a/1\.png is not a readable image"):
-        datasets.load(str(folder), side=8)
-    assert len(datasets.load(str(folder), side=8, skip_bad=True).train.labels) == 5
-    assert "skipped: " in capsys.readouterr().out
+def test_folders_that_are_wrong_are_refused_by_name(folder):
     (folder / "val" / "c").mkdir()
     with pytest.raises(ValueError, match=r"classes of only one of .*: c"):
-        datasets.load(str(folder), side=8)
+        datasets.load(str(folder))
     (folder / "train" / "c").mkdir()
     with pytest.raises(ValueError, match="train/c holds no images"):
-        datasets.load(str(folder), side=8)
+        datasets.load(str(folder))
+    for split in ("train", "val"):
+        for name in "abc":
+            shutil.rmtree(folder / split / name)
+    with pytest.raises(ValueError, match="train has no folder of images for each class"):
+        datasets.load(str(folder))
     shutil.rmtree(folder / "val")
     with pytest.raises(ValueError, match="has neither test nor val beside train"):
-        datasets.load(str(folder), side=8)
+        datasets.load(str(folder))
     shutil.rmtree(folder / "train")
     with pytest.raises(ValueError, match="has no folder train"):
-        datasets.load(str(folder), side=8)
+        datasets.load(str(folder))
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    """Two classes as torchvision leaves them when it has unpacked the archives."""
+    words = {"n02": ("crane", "crane bird"), "n01": ("tench", "Tinca tinca")}
+    torch.save((words, ["n01", "n02"]), tmp_path / "meta.bin")
+    for split, count in (("train", 3), ("val", 1)):
+        for wnid in words:
+            (tmp_path / split / wnid).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8)).save(tmp_path / split / wnid / f"{wnid}_{i}.JPEG")
+    return tmp_path
+
+
+def test_torchvisions_imagenet_layout_loads_in_the_order_of_wordnet_ids(imagenet):
+    dataset = datasets.load("imagenet", root=imagenet)
+    assert dataset.classes == ("tench", "crane")
+    assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert dataset.test.paths == tuple(imagenet / "val" / wnid / f"{wnid}_0.JPEG" for wnid in ("n01", "n02"))
+
+
+@pytest.mark.errors
+def test_an_imagenet_that_is_not_there_says_which_archives_belong_where(imagenet):
+    shutil.rmtree(imagenet / "val" / "n02")
+    with pytest.raises(ValueError, match="classes of only one of train and val: n02"):
+        datasets.load("imagenet", root=imagenet)
+    (imagenet / "meta.bin").unlink()
+    with pytest.raises(OSError, match="imagenet could not be had") as caught:
+        datasets.load("imagenet", root=imagenet)
+    for part in (
+        "ILSVRC2012_devkit_t12.tar.gz",
+        "img_train.tar",
+        "https://image-net.org",
+        str(imagenet),
+        "--data digits",
+    ):
+        assert part in str(caught.value)
 
 
 @pytest.mark.skipif("ALEXNET_DATA" not in os.environ, reason="ALEXNET_DATA names no folder of real images")
@@ -170,9 +198,11 @@ def test_real_photographs_load(tmp_path):
 
 @pytest.mark.errors
 def test_an_unknown_data_set_and_labels_out_of_range(monkeypatch):
-    with pytest.raises(ValueError, match="no data set 'mnist': there are digits, cifar10, cifar100, or a folder"):
+    with pytest.raises(
+        ValueError, match="no data set 'mnist': there are digits, cifar10, cifar100, imagenet, or a folder"
+    ):
         datasets.load("mnist")
     split = datasets.Split(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.tensor([2]))
     monkeypatch.setitem(datasets._LOADERS, "bad", lambda root: datasets.Dataset(split, split, ("a", "b")))
     with pytest.raises(ValueError, match=r"labels must lie in 0\.\.1, got 2\.\.2"):
-        datasets.load("bad", side=4)
+        datasets.load("bad")

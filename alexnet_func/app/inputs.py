@@ -1,0 +1,193 @@
+"""What a run is fed with: a split in memory or from files, its statistics, and the preparation of a batch."""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.func import vmap
+
+from alexnet_func import arch, random
+from alexnet_func.app.recipes import Recipe
+from alexnet_func.data import augment, memory, stream
+from alexnet_func.data.datasets import Files, Split
+from alexnet_func.losses import Batch
+
+_SHUFFLE_SEED = 1000  # no run's seed by default, so that no key is shared with a run
+_SAMPLE_PIXELS = 2**26
+_SKIP = "; --skip-bad-images leaves such files out"
+_BATCH = 256  # images, where nothing but memory depends on it
+
+
+class Reading(NamedTuple):
+    """How image files are read: nothing here changes what a run computes.
+
+    `stream` None: what takes more than a quarter of the memory is streamed. With a `cache` directory what is decoded
+    into memory is kept there.
+    """
+
+    device: torch.device
+    skip_bad: bool
+    stream: bool | None = None
+    workers: int | None = None
+    cache: Path | None = None
+
+
+class Source(NamedTuple):
+    """Labels [N] on the device, and `fetch(orders)`: for each tensor of indices (those that could be read, images).
+
+    `unreadable` gathers why others could not.
+    """
+
+    labels: Tensor
+    fetch: Callable[[Iterable[Tensor]], Iterator[tuple[Tensor, Tensor]]]
+    unreadable: list[str]
+
+
+class Moments(NamedTuple):
+    """Of the training images' channels, on 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def source(split: Split | Files, side: int, reading: Reading, console: Console, name: str) -> Source:
+    """The images of a split at `side` x `side`, in memory on the device if they fit and are not to be streamed.
+
+    Raises ValueError for images in memory of another size, and for an unreadable file unless those are skipped.
+    """
+    if isinstance(split, Files) and _streams(len(split.paths), side, reading):
+        return _streamed(split, side, reading, console)
+    unreadable: list[str] = []
+    if isinstance(split, Files):
+        split, reasons = _decoded(split, side, reading, console, name)
+        unreadable += reasons
+        for reason in reasons:
+            console.print(f"left out: {reason}")
+    if split.images.shape[-1] != side:
+        found = split.images.shape[-1]
+        raise ValueError(f"the {name} images are {found}x{found}, and the network needs {side}x{side}")
+    images, labels = split.images.to(reading.device), split.labels.to(reading.device)
+
+    def fetch(orders: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for order in orders:
+            index = order.to(reading.device)
+            yield index, images[index]
+
+    return Source(labels, fetch, unreadable)
+
+
+def _streams(count: int, side: int, reading: Reading) -> bool:
+    if reading.stream is not None:
+        return reading.stream
+    memories = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    if reading.device.type == "cuda":
+        memories.append(torch.cuda.get_device_properties(reading.device).total_memory)
+    return 4 * count * 3 * side**2 > min(memories)
+
+
+def _decoded(files: Files, side: int, reading: Reading, console: Console, name: str) -> memory.Decoded:
+    def follow(items: Iterable, total: int) -> Iterable:
+        if not console.is_terminal:
+            return items
+        return track(items, description=f"reading {name} images", total=total, console=console, transient=True)
+
+    decode = memory.decode
+    if reading.cache is not None:
+        reading.cache.mkdir(parents=True, exist_ok=True)
+        decode = functools.partial(memory.cached, reading.cache / f"images-{name}.safetensors")
+    try:
+        return decode(files, side, skip_bad=reading.skip_bad, track=follow)
+    except ValueError as error:
+        raise error if reading.skip_bad else ValueError(str(error) + _SKIP) from error
+
+
+def _streamed(files: Files, side: int, reading: Reading, console: Console) -> Source:
+    workers = (os.cpu_count() or 1) if reading.workers is None else reading.workers
+    unreadable: list[str] = []
+
+    def fetch(orders: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        on_cuda = reading.device.type == "cuda"
+        for batch in stream.batches(files.paths, orders, side=side, workers=workers, pin_memory=on_cuda):
+            for reason in batch.unreadable:
+                if not reading.skip_bad:
+                    raise ValueError(reason + _SKIP)
+                if reason not in unreadable:
+                    console.print(f"left out: {reason}")
+                    unreadable.append(reason)
+            if len(batch.indices) == 0:
+                raise ValueError(f"none of the images of a batch is readable: {batch.unreadable[0]}")
+            yield (
+                batch.indices.to(reading.device, non_blocking=True),
+                batch.images.to(reading.device, non_blocking=True),
+            )
+
+    return Source(files.labels.to(reading.device), fetch, unreadable)
+
+
+def limited(split: Split | Files, limit: int | None) -> Split | Files:
+    """The first `limit` images of a shuffle that is the same in every run."""
+    if limit is None:
+        return split
+    chosen = _shuffle(len(split.labels))[:limit]
+    if isinstance(split, Files):
+        return Files(tuple(split.paths[i] for i in chosen.tolist()), split.labels[chosen])
+    return Split(split.images[chosen], split.labels[chosen])
+
+
+def sample(images: Source, side: int) -> Tensor:
+    """The first 2^26 pixels' worth of images of that shuffle, for statistics: all of CIFAR-10, 1,024 of 256x256."""
+    chosen = _shuffle(len(images.labels))[: max(1, _SAMPLE_PIXELS // side**2)]
+    return torch.cat([pixels for _, pixels in images.fetch(chosen.split(_BATCH))])
+
+
+def _shuffle(count: int) -> Tensor:
+    return random.permutation(random.key(_SHUFFLE_SEED), count)
+
+
+def stored_side(network: arch.Arch) -> int:
+    """The side of images before cropping: 256 for 224 and 227 as in the paper, the arch's own up to 64."""
+    return network.image_size if network.image_size <= 64 else 256
+
+
+def preparation(
+    recipe: Recipe, network: arch.Arch, moments: Moments, components: Tensor | None
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """`prepare(key, index, images)`: each image augmented by its own key `fold_in(key, index)`, normalised.
+
+    `components` are the training images' `augment.rgb_components`, which the paper's augmentation needs.
+    """
+    side = network.image_size
+    crops: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "shift": functools.partial(augment.padded_crop, padding=side // 8),
+        "crop": functools.partial(augment.random_crop, size=side),
+        "resized": functools.partial(augment.resized_crop, size=side),
+    }
+    crop = crops["crop" if recipe.augmentation == "paper" else recipe.augmentation.split("-")[0]]
+
+    def one(key: Tensor, image: Tensor) -> Tensor:
+        crop_key, flip_key, colour_key = random.split(key, 3).unbind()
+        image = crop(crop_key, image)
+        if recipe.augmentation != "shift":
+            image = augment.random_flip(flip_key, image)
+        x = augment.to_float(image)
+        if components is not None:
+            x = augment.pca_noise(colour_key, x, components)
+        return augment.normalize(x, *moments)
+
+    def prepare(key: Tensor, index: Tensor, images: Tensor) -> Tensor:
+        return vmap(one)(vmap(random.fold_in, in_dims=(None, 0))(key, index), images)
+
+    return prepare
+
+
+def batches(images: Source, network: arch.Arch, moments: Moments) -> Iterator[Batch]:
+    """The middle of every image, normalised, with its label."""
+    for index, pixels in images.fetch(torch.arange(len(images.labels)).split(_BATCH)):
+        crops = augment.center_crop(pixels, network.image_size)
+        yield augment.normalize(augment.to_float(crops), *moments), images.labels[index]

@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from alexnet_func.data import datasets, memory, stream
+
+
+@pytest.fixture
+def files(folder):
+    return datasets.load(str(folder)).train
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_holds_what_memory_holds_in_the_order_asked_for(files, workers):
+    pixels = memory.decode(files, 8).split.images
+    orders = torch.tensor([3, 0, 5, 1, 1, 2, 4]).split(3)
+    before = torch.get_rng_state()
+    fetched = list(stream.batches(files.paths, orders, side=8, workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(fetched) == len(orders)
+    for order, batch in zip(orders, fetched, strict=True):
+        assert torch.equal(batch.indices, order)
+        assert torch.equal(batch.images, pixels[order])
+        assert batch.unreadable == []
+
+
+def test_orders_are_asked_for_as_they_are_needed(files):
+    asked = []
+
+    def endless():
+        while True:
+            asked.append(torch.tensor([0]))
+            yield asked[-1]
+
+    fetched = stream.batches(files.paths, endless(), side=8, workers=0)
+    for _ in range(3):
+        next(fetched)
+    assert len(asked) <= 4
+
+
+def test_an_unreadable_file_is_told_and_the_others_come(files):
+    files.paths[4].write_bytes(b"")
+    batches = stream.batches(files.paths, [torch.tensor([5, 4, 3]), torch.tensor([4])], side=8, workers=0)
+    first, second = batches
+    assert first.indices.tolist() == [5, 3]
+    assert first.images[:, 1, 0, 0].tolist() == [2, 0]
+    assert "b/1.png is not a readable image" in first.unreadable[0]
+    assert second.images.shape == (0, 3, 8, 8)
+
+
+@pytest.mark.errors
+def test_a_negative_number_of_workers_is_refused(files):
+    with pytest.raises(ValueError, match="workers must not be negative, got -1"):
+        stream.batches(files.paths, [], side=8, workers=-1)
