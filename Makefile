@@ -34,8 +34,8 @@ lint: $(STAMP)  ## Check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-parity: $(STAMP)  ## Compare with torchvision's module and with jax.random
-	$(BIN)/python -m parity
+parity: $(STAMP)  ## Compare with modules, NumPy and JAX: the quick rows
+	$(BIN)/python -m parity --quick
 
 bench: $(STAMP)  ## Measure drawing from keys and compilation
 	$(BIN)/python -m benchmarks

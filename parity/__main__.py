@@ -1,40 +1,68 @@
-"""`python -m parity`: runs the problems, prints a line each, and exits with 1 if any fails."""
+"""`python -m parity`: solves the problems, prints a line each, writes the report, and exits with 1 if any fails."""
 
 import argparse
 import fnmatch
-import platform
 import sys
 import time
+import warnings
+from pathlib import Path
 
 import torch
-import torchvision
 
-from parity import criteria, problems
+from parity import compute, problems, report
+
+RESULTS = Path("parity") / "results"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m parity", description=__doc__)
-    parser.add_argument("--only", metavar="GLOB", default="*", help="run the problems whose name matches")
-    parser.add_argument("--list", action="store_true", help="list the problems and stop")
+    parser.add_argument("--quick", action="store_true", help="the rows that together take under three minutes")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where ours and the modules run")
+    parser.add_argument("--only", metavar="GLOB", default="*", help="the rows whose name matches")
+    parser.add_argument("--list", action="store_true", help="list the rows and stop")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help=f"write DIR/<device>.json and .md; a whole run writes to {RESULTS}"
+    )
     options = parser.parse_args()
 
-    chosen = [problem for problem in problems.problems() if fnmatch.fnmatch(problem.name, options.only)]
+    chosen = [
+        problem
+        for problem in problems.problems(options.device)
+        if fnmatch.fnmatchcase(problem.name, options.only) and (problem.quick or not options.quick)
+    ]
     if not chosen:
         parser.error(f"no problem matches {options.only!r}; --list shows them")
     if options.list:
         print(*(problem.name for problem in chosen), sep="\n")
         return 0
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: torch sees no CUDA device", file=sys.stderr)
+        return 1
 
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {platform.machine()} CPU, bitwise")
-    failed = 0
+    # torch's own, from inside jvp.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    about = report.header(options.device)
+    print(*(f"{name}: {value}" for name, value in about.items()), sep="\n")
+    rows = []
     for problem in chosen:
-        started = time.perf_counter()
-        verdict = criteria.bitwise(*problem.run())
-        failed += not verdict.passed
-        mark = "pass" if verdict.passed else "FAIL"
-        print(f"{mark}  {problem.name:<50} {verdict.detail}  ({time.perf_counter() - started:.1f} s)", flush=True)
-    print(f"{len(chosen) - failed} passed, {failed} failed")
-    return 1 if failed else 0
+        rows.append(_row(problem, options.device))
+        print(report.line(rows[-1]), flush=True)
+    print(report.summary(rows))
+    whole = options.only == "*" and not options.quick
+    folder = options.out or (RESULTS if whole else None)
+    if folder is not None:
+        report.write(rows, about, folder, options.device)
+    return 1 if any(row.status == "FAIL" for row in rows) else 0
+
+
+def _row(problem: problems.Problem, device: str) -> report.Row:
+    started = time.perf_counter()
+    verdict, reason = None, ""
+    try:
+        verdict = compute.solve(problem, device)
+    except ImportError as error:
+        reason = f"{error.name} is not installed"
+    return report.Row(problem, verdict, reason, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -1,82 +1,142 @@
-"""What is compared, as data: each problem makes our tensors and the reference's, by name."""
+"""What is compared, as data: a chosen list, not a cross product."""
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.func import grad
-
-import alexnet_func as af
-from parity import references
-
-Pair = tuple[dict[str, Tensor], dict[str, Tensor]]
+Dtype = Literal["float64", "float32", "bfloat16"]
+Route = Literal["eager", "vmap", "compiled", "donated", "functional_call", "torch.export", "onnxruntime", "tf32"]
+Quantity = Literal[
+    "gradients",
+    "logits",
+    "per-example gradients",
+    "jvp",
+    "hvp",
+    "dropout masks",
+    "random draws",
+    "20 steps",
+    "trajectory",
+]
+Against = Literal["module", "numpy", "jax", "cpu module", "module without cudnn"]
+MemoryFormat = Literal["contiguous", "channels_last"]
+Criterion = Literal["bitwise", "budget", "close", "band"]
 
 
 class Problem(NamedTuple):
-    """A named comparison; `run` computes both sides."""
+    """One row: `quantity` of `arch` by `route` in `dtype`, held against `against` by `criterion`.
 
-    name: str
-    run: Callable[[], Pair]
+    "gradients" are logits, loss and its gradients by every parameter and by the input. `shape` is (N, H, W), with few
+    images: among many some activation lies so near a kink of ReLU or of pooling that rounding decides the gradient.
+    Both sides have the memory format, since that alone doubles a convolution's rounding errors on some CPUs.
+    """
 
+    arch: str
+    quantity: Quantity
+    dtype: Dtype
+    route: Route
+    against: Against
+    criterion: Criterion
+    shape: tuple[int, int, int]
+    dropout: bool = False
+    quick: bool = False
+    memory_format: MemoryFormat = "contiguous"
 
-IMAGES = ((1, 224, 224), (2, 224, 224), (8, 224, 224), (2, 63, 63), (2, 300, 260))
-KEY_SEEDS = (*range(62), 2**31, 2**32 - 1)
-
-
-def problems() -> Iterator[Problem]:
-    """The list, in the order of the report."""
-    for dtype in (torch.float32, torch.float64):
-        for n, height, width in IMAGES:
-            name = f"alexnet {str(dtype).removeprefix('torch.')} {n}x3x{height}x{width} vs torchvision"
-            yield Problem(name, functools.partial(_module, dtype, (n, 3, height, width)))
-    yield Problem(f"random {len(KEY_SEEDS)} keys vs jax.random", _keys)
-
-
-def _module(dtype: torch.dtype, shape: tuple[int, ...]) -> Pair:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator, dtype=dtype)
-    y = torch.randint(1000, shape[:1], generator=generator)
-    module = references.torchvision_alexnet(dtype)
-    params = {name: p.detach() for name, p in module.state_dict().items()}
-    logits, loss, gradients = references.loss_and_gradients(module, x, y)
-    with torch.no_grad():
-        ours = {"logits": af.forward(params, x), "loss": af.loss_fn(params, (x, y))}
-        ours |= grad(af.loss_fn)(params, (x, y))
-    return ours, {"logits": logits, "loss": loss, **gradients}
+    @property
+    def name(self) -> str:
+        """One line, unique."""
+        n, height, width = self.shape
+        marks = (" channels_last" if self.memory_format == "channels_last" else "") + " dropout" * self.dropout
+        return (
+            f"{self.arch} {self.dtype} {n}x{height}x{width}{marks}: {self.quantity} by {self.route} "
+            f"vs {self.against}, {self.criterion}"
+        )
 
 
-def _keys() -> Pair:
-    import jax
-
-    ours: dict[str, Tensor] = {}
-    theirs: dict[str, Tensor] = {}
-    for seed in KEY_SEEDS:
-        ours |= {f"{seed} {name}": value for name, value in draws(af.random, af.random.key(seed)).items()}
-        jax_key = np.array([0, seed], dtype=np.uint32)
-        theirs |= {f"{seed} {name}": as_tensor(value) for name, value in draws(jax.random, jax_key).items()}
-    return ours, theirs
+ARCHS = ("alexnet", "alexnet_2012", "caffenet", "alexnet_cifar")
+SIDE = {"alexnet": 224, "alexnet_2012": 224, "caffenet": 227, "alexnet_cifar": 32}
 
 
-def draws(r: Any, key: Any) -> dict[str, Any]:
-    """What a key gives, by `alexnet_func.random` or, from a raw uint32 key, by `jax.random`: the names are the same."""
-    return {
-        "split": r.split(key, 7),
-        **{f"fold_in {data}": r.fold_in(key, data) for data in (0, 1, 2**31)},
-        "bits 3x5": r.bits(key, (3, 5)),
-        "bits 1001": r.bits(key, (1001,)),
-        "uniform": r.uniform(key, (1001,)),
-        "bernoulli 0.5": r.bernoulli(key, 0.5, (1001,)),
-        "bernoulli 0.3": r.bernoulli(key, 0.3, (1001,)),
-        "randint": r.randint(key, (1001,), -7, 1_000_003),
-        "permutation 1000": r.permutation(key, 1000),
-        "permutation 5000": r.permutation(key, 5000),
-    }
+def _square(arch: str, n: int) -> tuple[int, int, int]:
+    return (n, SIDE[arch], SIDE[arch])
 
 
-def as_tensor(value: Any) -> Tensor:
-    """A JAX array as a tensor; unsigned words as the int32 of the same bits."""
-    array = np.array(value)
-    return torch.from_numpy(array.view(np.int32) if array.dtype == np.uint32 else array)
+def problems(device: str = "cpu") -> Iterator[Problem]:
+    """The list for a device, in the order of the report."""
+    yield from _eager(device)
+    yield from _oracles() if device == "cpu" else _cuda()
+    yield from _transforms()
+    yield from _routes()
+    yield from _training(device)
+
+
+def _eager(device: str) -> Iterator[Problem]:
+    exact: tuple[Dtype, ...] = ("float32", "float64")
+    for dtype in exact:
+        for shape in ((1, 224, 224), (2, 224, 224), (8, 224, 224), (2, 63, 63), (2, 300, 260)):
+            quick = shape == (2, 224, 224)
+            yield Problem("alexnet", "gradients", dtype, "eager", "module", "bitwise", shape, quick=quick)
+        for arch in ("alexnet", "alexnet_cifar"):
+            shape = _square(arch, 2)
+            yield Problem(arch, "gradients", dtype, "eager", "module", "bitwise", shape, dropout=True, quick=True)
+        yield Problem("alexnet_cifar", "gradients", dtype, "eager", "module", "bitwise", (8, 32, 32), quick=True)
+    for arch in ("alexnet_2012", "caffenet"):
+        for dropout in (False, True):
+            shape = _square(arch, 2)
+            yield Problem(arch, "gradients", "float32", "eager", "module", "budget", shape, dropout, quick=dropout)
+    for arch in ARCHS:
+        shape = _square(arch, 2)
+        yield Problem(arch, "gradients", "bfloat16", "eager", "module", "budget", shape, quick=arch == "alexnet_cifar")
+
+
+def _oracles() -> Iterator[Problem]:
+    for arch in ARCHS:
+        for dropout in (False, True):
+            quick = arch == "alexnet_cifar"
+            yield Problem(arch, "gradients", "float64", "eager", "numpy", "close", _square(arch, 2), dropout, quick)
+            yield Problem(arch, "gradients", "float64", "eager", "jax", "close", _square(arch, 2), dropout, quick)
+        yield Problem(arch, "dropout masks", "float32", "eager", "jax", "bitwise", _square(arch, 4), True, quick=True)
+    yield Problem("alexnet", "random draws", "float32", "eager", "jax", "bitwise", (64, 1, 1), quick=True)
+
+
+def _cuda() -> Iterator[Problem]:
+    for arch in ARCHS:
+        shape = _square(arch, 8)
+        yield Problem(arch, "gradients", "float64", "eager", "cpu module", "close", shape, dropout=True, quick=True)
+        yield Problem(arch, "gradients", "float32", "eager", "cpu module", "budget", shape, dropout=True, quick=True)
+        yield Problem(arch, "gradients", "float32", "eager", "module without cudnn", "budget", shape, quick=True)
+        yield Problem(arch, "gradients", "float32", "tf32", "module", "budget", shape, quick=True)
+
+
+def _transforms() -> Iterator[Problem]:
+    for arch in ("alexnet", "alexnet_2012", "alexnet_cifar"):
+        shape, quick = _square(arch, 3), arch == "alexnet_cifar"
+        quantities: tuple[Quantity, ...] = ("per-example gradients", "jvp", "hvp")
+        for quantity in quantities:
+            yield Problem(arch, quantity, "float32", "eager", "module", "budget", shape, quick=quick)
+        yield Problem(arch, "gradients", "float32", "vmap", "module", "budget", shape, dropout=True, quick=quick)
+
+
+def _routes() -> Iterator[Problem]:
+    for arch in ARCHS:
+        given = (_square(arch, 2), False, arch == "alexnet_cifar")
+        yield Problem(arch, "gradients", "float32", "functional_call", "module", "budget", *given)
+        yield Problem(arch, "gradients", "float32", "eager", "module", "budget", *given, "channels_last")
+        yield Problem(arch, "logits", "float32", "torch.export", "module", "budget", *given)
+        yield Problem(arch, "logits", "float32", "onnxruntime", "module", "budget", *given)
+        # The compiler's layout pass chooses channels_last for convolutions.
+        yield Problem(arch, "gradients", "float32", "compiled", "module", "budget", *given, "channels_last")
+    arch, shape = "alexnet_cifar", _square("alexnet_cifar", 2)
+    yield Problem(arch, "gradients", "float32", "compiled", "module", "budget", shape, True, False, "channels_last")
+    yield Problem(arch, "gradients", "bfloat16", "compiled", "module", "budget", shape, True, False, "channels_last")
+    yield Problem(arch, "gradients", "float64", "compiled", "module", "close", shape, True)
+
+
+def _training(device: str) -> Iterator[Problem]:
+    for arch, n in (("alexnet_cifar", 8), ("alexnet", 2)):
+        shape, quick = _square(arch, n), arch == "alexnet_cifar"
+        if device == "cpu":
+            exact: tuple[Dtype, ...] = ("float32", "float64")
+            for dtype in exact:
+                yield Problem(arch, "20 steps", dtype, "eager", "module", "bitwise", shape, True, quick)
+        yield Problem(arch, "trajectory", "float32", "donated", "module", "band", shape, True)
+    for arch in ("alexnet_2012", "caffenet"):
+        yield Problem(arch, "trajectory", "float32", "eager", "module", "band", _square(arch, 2), True)

@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -333,6 +335,30 @@ def test_the_readmes_first_command_reaches_98_percent_on_digits(capsys):
     assert cli.main(["train"]) == 0
     accuracy = re.search(r"test accuracy (\d+\.\d\d) % \(355 images\)\n$", capsys.readouterr().out)
     assert float(accuracy.group(1)) >= 98
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("ALEXNET_DATA" not in os.environ, reason="ALEXNET_DATA names no folder of real images")
+@pytest.mark.parametrize("network", [["--arch", "alexnet"], ["--recipe", "paper"]])
+def test_real_photographs_are_trained_on_evaluated_and_named(tmp_path, capsys, network):
+    with tarfile.open(Path(os.environ["ALEXNET_DATA"]) / "imagenet-sample.tar") as archive:
+        archive.extractall(tmp_path / "all", filter="data")
+    photographs = sorted((tmp_path / "all").rglob("*.JPEG"))
+    assert len(photographs) == 100
+    for path in photographs:
+        for split in ("train", "val"):
+            link = tmp_path / "data" / split / path.stem / path.name
+            link.parent.mkdir(parents=True)
+            link.symlink_to(path)
+    run = str(tmp_path / "run")
+    options = ["--data", str(tmp_path / "data"), "--device", "cpu"]
+    assert cli.main(["train", *options, *network, "--batch-size", "50", "--epochs", "1", "--out", run]) == 0
+    assert re.search(r"test accuracy +\d+\.\d\d % \(100 images\)\n$", capsys.readouterr().out)
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["step"] == 2
+    assert cli.main(["eval", run, *options, "--ten-crop"]) == 0
+    assert re.search(r"top-1 +\d+\.\d\d%  top-5 +\d+\.\d\d%", capsys.readouterr().out)
+    assert cli.main(["predict", run, *map(str, photographs[:2])]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 12
 
 
 @pytest.mark.slow
