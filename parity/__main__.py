@@ -2,6 +2,7 @@
 
 import argparse
 import fnmatch
+import math
 import sys
 import time
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from parity import compute, problems, report
+from parity.criteria import Verdict
 
 RESULTS = Path("parity") / "results"
 
@@ -23,6 +25,7 @@ def main() -> int:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help=f"write DIR/<device>.json and .md; a whole run writes to {RESULTS}"
     )
+    parser.add_argument("--plot", action="store_true", help="also draw errors by depth, and trajectories, as PNG")
     options = parser.parse_args()
 
     chosen = [
@@ -52,6 +55,8 @@ def main() -> int:
     folder = options.out or (RESULTS if whole else None)
     if folder is not None:
         report.write(rows, about, folder, options.device)
+    if options.plot:
+        report.plot(rows, folder or Path(), options.device)
     return 1 if any(row.status == "FAIL" for row in rows) else 0
 
 
@@ -62,6 +67,8 @@ def _row(problem: problems.Problem, device: str) -> report.Row:
         verdict = compute.solve(problem, device)
     except ImportError as error:
         reason = f"{error.name} is not installed"
+    except Exception as error:  # a row that cannot be computed fails, and the others still run
+        verdict = Verdict(False, math.inf, "", f"{type(error).__name__}: {error}".split("\n")[0])
     return report.Row(problem, verdict, reason, time.perf_counter() - started)
 
 

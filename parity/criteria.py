@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ class Verdict(NamedTuple):
     """Whether a comparison passed, by which share of what is allowed, in which tensor it was worst, and a line on it.
 
     `share` is 0 for equal bits and above 1 for a failure. `ulp` is the largest difference in units in the last place
-    of the worst tensor's largest value, `cosine` that of the angle between the two worst tensors.
+    of the worst tensor's largest value, `cosine` that of the angle between the two worst tensors. `curves` are what a
+    plot shows: relative errors by tensor, or losses by step.
     """
 
     passed: bool
@@ -23,6 +25,7 @@ class Verdict(NamedTuple):
     detail: str
     ulp: float = 0.0
     cosine: float = 1.0
+    curves: Mapping[str, Sequence[float]] = MappingProxyType({})
 
 
 def bitwise(ours: Tensors, reference: Tensors) -> Verdict:
@@ -64,7 +67,11 @@ def budget(ours: Tensors, reference: Tensors, exact: Tensors) -> Verdict:
         allowed = k * _rms(reference[name].double() - truth) + unit * _rms(truth)
         error = _rms(ours[name].double() - truth)
         shares[name] = _share(error, allowed)
-    return _worst(shares, "of the error budget", ours, exact)
+    curves = {
+        side: [_rms(found[name].double() - truth) / max(_rms(truth), 1e-300) for name, truth in exact.items()]
+        for side, found in (("ours", ours), ("reference", reference))
+    }
+    return _worst(shares, "of the error budget", ours, exact)._replace(curves=curves)
 
 
 def close(ours: Tensors, exact: Tensors, tolerance: float = 1e-12) -> Verdict:
@@ -92,7 +99,10 @@ def band(ours: Tensor, reference: Tensor, perturbed: Sequence[Tensor]) -> Verdic
     shares = ((ours.double() - reference.double()).abs() / allowed).nan_to_num(nan=math.inf)
     step = int(shares.argmax())
     share = float(shares[step])
-    return Verdict(share <= 1, share, f"step {step}", f"{share:.2f} of the band at its worst, step {step}")
+    lines = {"ours": ours, "reference": reference, "low": reference - allowed, "high": reference + allowed}
+    curves = {name: line.tolist() for name, line in lines.items()}
+    detail = f"{share:.2g} of the band at its worst, step {step}"
+    return Verdict(share <= 1, share, f"step {step}", detail, curves=curves)
 
 
 def _mismatch(ours: Tensors, reference: Tensors, dtypes: bool = False) -> str:
@@ -107,7 +117,7 @@ def _mismatch(ours: Tensors, reference: Tensors, dtypes: bool = False) -> str:
 
 def _worst(shares: Mapping[str, float], of: str, ours: Tensors, exact: Tensors) -> Verdict:
     worst = max(shares, key=lambda name: shares[name])
-    detail = f"{shares[worst]:.2f} {of} at worst, {worst}"
+    detail = f"{shares[worst]:.2g} {of} at worst, {worst}"
     return Verdict(shares[worst] <= 1, shares[worst], worst, detail, *_distances(ours[worst], exact[worst]))
 
 

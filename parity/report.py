@@ -59,12 +59,39 @@ def write(rows: Sequence[Row], about: Mapping[str, str], folder: Path, device: s
     entries = [
         row.problem._asdict()
         | {"name": row.problem.name, "status": row.status, "reason": row.reason, "seconds": round(row.seconds, 1)}
-        | ({} if row.verdict is None else _finite(row.verdict._asdict()))
+        | ({} if row.verdict is None else _finite(row.verdict))
         for row in rows
     ]
     text = json.dumps({"about": dict(about), "summary": summary(rows), "rows": entries}, indent=1)
     (folder / f"{device}.json").write_text(text + "\n")
     (folder / f"{device}.md").write_text(_markdown(rows, about, device))
+
+
+def plot(rows: Sequence[Row], folder: Path, device: str) -> None:
+    """Draws `folder/<device>-errors.png`, error by depth, and `<device>-trajectories.png`, losses within their band."""
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for criterion, name in (("budget", "errors"), ("band", "trajectories")):
+        drawn = [row for row in rows if row.problem.criterion == criterion and row.verdict and row.verdict.curves]
+        if not drawn:
+            continue
+        columns = min(3, len(drawn))
+        lines = -(-len(drawn) // columns)
+        figure = Figure(figsize=(5 * columns, 3 * lines), layout="constrained")
+        for axes, row in zip(figure.subplots(lines, columns, squeeze=False).flat, drawn, strict=False):
+            assert row.verdict is not None
+            curves = dict(row.verdict.curves)
+            axes.set_title(row.problem.name.replace(": ", ":\n"), fontsize=6)
+            if criterion == "band":
+                axes.fill_between(range(len(curves["low"])), curves.pop("low"), curves.pop("high"), alpha=0.3)
+                axes.set(xlabel="step", ylabel="loss (nats)")
+            else:
+                axes.set(xlabel="tensor, from logits to input", ylabel="error / value", yscale="log")
+            for label, values in curves.items():
+                axes.plot(values, ".-", label=label, markersize=4, linewidth=1)
+            axes.legend(fontsize=6)
+        figure.savefig(folder / f"{device}-{name}.png", dpi=100)
 
 
 def _markdown(rows: Sequence[Row], about: Mapping[str, str], device: str) -> str:
@@ -89,13 +116,15 @@ def _markdown(rows: Sequence[Row], about: Mapping[str, str], device: str) -> str
         if v is None:
             cells += [row.reason, "", "", ""]
         else:
-            cells += [f"{v.share:.2f}", v.worst, f"{v.ulp:.3g}", f"{max(0.0, 1 - v.cosine):.1e}"]
+            cells += [f"{v.share:.2g}", v.worst, f"{v.ulp:.3g}", f"{max(0.0, 1 - v.cosine):.1e}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _finite(fields: dict) -> dict:
-    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+def _finite(verdict: Verdict) -> dict[str, object]:
+    """For JSON, which has no infinity; curves are for plots."""
+    fields = verdict._asdict().items()
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields if k != "curves"}
 
 
 def _version(package: str) -> str:

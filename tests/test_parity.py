@@ -8,7 +8,7 @@ import torch
 
 import alexnet_func as af
 from parity import __main__ as command
-from parity import compute, criteria, problems, references
+from parity import compute, criteria, problems, references, report
 from parity.oracles import by_jax, by_numpy
 from parity.problems import Problem
 from tests.conftest import TINY, images
@@ -140,6 +140,14 @@ def test_the_command_writes_a_report_and_fails_for_a_failure(monkeypatch, capsys
     written = json.loads((tmp_path / "cpu.json").read_text())
     assert {row["status"] for row in written["rows"]} == {"pass"}
     assert written["summary"] in (tmp_path / "cpu.md").read_text()
+
+    exact = {"a": torch.ones(3).double()}
+    budget = criteria.budget({"a": torch.ones(3)}, {"a": torch.ones(3)}, exact)
+    band = criteria.band(torch.ones(3), torch.ones(3), [torch.ones(3)])
+    chosen = {p.criterion: p for p in problems.problems()}
+    rows = [report.Row(chosen["budget"], budget, "", 0.1), report.Row(chosen["band"], band, "", 0.1)]
+    report.plot(rows, tmp_path, "cpu")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"cpu-errors.png", "cpu-trajectories.png"}
 
     wrong = Problem("alexnet_cifar", "gradients", "float32", "eager", "module", "bitwise", (2, 32, 32), quick=True)
     monkeypatch.setattr(problems, "problems", lambda device: iter([wrong]))
