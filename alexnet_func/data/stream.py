@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,7 +22,7 @@ class Fetched(NamedTuple):
 
 
 def batches(
-    paths: Sequence[Path], orders: Iterable[Int64[Tensor, "b"]], *, side: int, workers: int, pin_memory: bool = False
+    paths: Sequence[Path], orders: Iterable[Int[Tensor, "_"]], *, side: int, workers: int, pin_memory: bool = False
 ) -> Iterator[Fetched]:
     """For each tensor of indices into `paths` those images, as `images.read` cuts them to `side` x `side`.
 
