@@ -89,7 +89,8 @@ def plot(rows: Sequence[Row], folder: Path, device: str) -> None:
             else:
                 axes.set(xlabel="tensor, from logits to input", ylabel="error / value", yscale="log")
             for label, values in curves.items():
-                axes.plot(values, ".-", label=label, markersize=4, linewidth=1)
+                shown = values if criterion == "band" else [max(value, 1e-20) for value in values]  # log of 0
+                axes.plot(shown, ".-", label=label, markersize=4, linewidth=1)
             axes.legend(fontsize=6)
         figure.savefig(folder / f"{device}-{name}.png", dpi=100)
 

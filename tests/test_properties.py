@@ -17,7 +17,6 @@ from parity.oracles import by_numpy
 laws = settings(max_examples=25, deadline=None)
 
 
-@st.composite
 def archs(draw):
     features, channels = [], 2
     for _ in range(draw(st.integers(1, 3))):
@@ -44,10 +43,12 @@ def archs(draw):
         return assume(False)  # an image too small for the layers
 
 
-@st.composite
 def problems(draw):
-    """An arch, its parameters, images, labels and a key."""
-    arch = draw(archs())
+    """An arch, its parameters, images, labels and a key.
+
+    Drawn within the test: runtime type checking uses the `random` module, which strategies may not.
+    """
+    arch = archs(draw)
     init_key, image_key, label_key, key = af.random.split(af.random.key(draw(st.integers(0, 2**32 - 1))), 4).unbind()
     n = draw(st.integers(1, 4))
     params = af.init(init_key, arch, dtype=torch.float64)
@@ -67,10 +68,10 @@ def differentiated(arch, params, x, y, key):
     return compute._differentiated(given_)
 
 
-@given(problems(), st.booleans())
+@given(st.data(), st.booleans())
 @laws
-def test_forward_and_gradients_are_the_modules_and_the_numpy_oracles(problem, dropout):
-    arch, params, x, y, key = problem
+def test_forward_and_gradients_are_the_modules_and_the_numpy_oracles(data, dropout):
+    arch, params, x, y, key = problems(data.draw)
     key = key if dropout else None
     keeps = compute.masks(arch, key, tuple(x.shape))
     ours = differentiated(arch, params, x, y, key)
@@ -82,10 +83,10 @@ def test_forward_and_gradients_are_the_modules_and_the_numpy_oracles(problem, dr
     agree(ours, {name: torch.from_numpy(np.array(value)) for name, value in found.items()})
 
 
-@given(problems())
+@given(st.data())
 @laws
-def test_a_batch_is_a_vmap_and_a_loop(problem):
-    arch, params, x, _, key = problem
+def test_a_batch_is_a_vmap_and_a_loop(data):
+    arch, params, x, _, key = problems(data.draw)
     forward = functools.partial(af.forward, arch=arch)
     keys = af.random.split(key, len(x))
     batched = forward(params, x, key=key)
@@ -94,10 +95,10 @@ def test_a_batch_is_a_vmap_and_a_loop(problem):
     agree({"": looped}, {"": batched})
 
 
-@given(problems(), st.randoms(use_true_random=False))
+@given(st.data(), st.randoms(use_true_random=False))
 @laws
-def test_permuted_images_have_permuted_logits_and_the_same_gradient(problem, shuffler):
-    arch, params, x, y, _ = problem
+def test_permuted_images_have_permuted_logits_and_the_same_gradient(data, shuffler):
+    arch, params, x, y, _ = problems(data.draw)
     order = list(range(len(y)))
     shuffler.shuffle(order)
     one, other = differentiated(arch, params, x, y, None), differentiated(arch, params, x[order], y[order], None)
@@ -105,11 +106,11 @@ def test_permuted_images_have_permuted_logits_and_the_same_gradient(problem, shu
     agree({name: other[name] for name in params}, {name: one[name] for name in params})
 
 
-@given(problems())
+@given(st.data())
 @laws
-def test_forward_and_reverse_derivatives_are_adjoint(problem):
+def test_forward_and_reverse_derivatives_are_adjoint(data):
     """<u, J v> = <J^T u, v>."""
-    arch, params, x, _, key = problem
+    arch, params, x, _, key = problems(data.draw)
     forward = functools.partial(af.forward, x=x, arch=arch, key=key)
     keys = af.random.split(af.random.fold_in(key, 1), len(params))
     v = {n: af.random.normal(k, tuple(p.shape)).double() for k, (n, p) in zip(keys, params.items(), strict=True)}
