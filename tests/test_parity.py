@@ -153,6 +153,7 @@ def test_the_command_writes_a_report_and_fails_for_a_failure(monkeypatch, capsys
     monkeypatch.setattr(problems, "problems", lambda device: iter([wrong]))
     forward = af.forward
     monkeypatch.setattr(af, "forward", lambda *a, **k: forward(*a, **k) + 1e-3)
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "whole")
     monkeypatch.setattr(sys, "argv", ["parity"])
     assert command.main() == 1
     assert f"FAIL  {wrong.name}: " in capsys.readouterr().out
