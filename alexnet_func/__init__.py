@@ -3,14 +3,34 @@
 `init`, `forward` and `loss_fn` stand here; everything else lives in its room, such as `random`, `arch` or `train`.
 """
 
-from alexnet_func import arch, checkpoint, data, interop, losses, model, ops, optim, precision, random, train
+from alexnet_func import (
+    arch,
+    captures,
+    checkpoint,
+    curvature,
+    data,
+    ensemble,
+    interop,
+    losses,
+    model,
+    ops,
+    optim,
+    per_sample,
+    precision,
+    privacy,
+    random,
+    train,
+)
 from alexnet_func.losses import loss_fn
 from alexnet_func.model import forward, init
 
 __all__ = [
     "arch",
+    "captures",
     "checkpoint",
+    "curvature",
     "data",
+    "ensemble",
     "forward",
     "init",
     "interop",
@@ -19,7 +39,9 @@ __all__ = [
     "model",
     "ops",
     "optim",
+    "per_sample",
     "precision",
+    "privacy",
     "random",
     "train",
 ]

@@ -108,8 +108,7 @@ def forward(
     Raises TypeError for integer images or something that is no key; ValueError for images of another shape than
     the arch takes, for parameters that are missing, unknown, misshapen, of mixed dtype or on another device.
     """
-    _check_params(arch, params)
-    _check_input(arch, params, x, key)
+    check_inputs(arch, params, x, key)
     dtype = next(iter(params.values())).dtype
     return walk(arch, params, x.to(dtype), key, PLAIN)
 
@@ -179,6 +178,12 @@ def check_named_tensors(expected: Mapping[str, Shape], given: Mapping[str, Any],
     ]
     if problems:
         raise ValueError(f"{what}: " + "; ".join(problems))
+
+
+def check_inputs(arch: Arch, params: Params, x: Tensor, key: Tensor | None) -> None:
+    """Raises TypeError or ValueError, as `forward` promises, unless these fit one another."""
+    _check_params(arch, params)
+    _check_input(arch, params, x, key)
 
 
 def _check_params(arch: Arch, params: Params) -> None:

@@ -20,6 +20,8 @@ from torch import Tensor
 from alexnet_func.model import Params
 
 OptState = dict[str, Params]
+# Named, since an optimiser may be made within a compiled function, where Dynamo builds no generic types.
+Updated = tuple[Params, OptState]
 Schedule = Callable[[Int[Tensor, ""]], Float[Tensor, ""]]
 
 
@@ -27,7 +29,7 @@ class Optimizer(NamedTuple):
     """`init(params) -> opt_state` and `update(grads, opt_state, params, step) -> (params, opt_state)`."""
 
     init: Callable[[Params], OptState]
-    update: Callable[[Params, OptState, Params, Tensor], tuple[Params, OptState]]
+    update: Callable[[Params, OptState, Params, Tensor], Updated]
 
 
 def sgd(
@@ -58,7 +60,7 @@ def sgd(
     def decayed(g: Tensor, p: Tensor) -> Tensor:
         return _add_scaled(g, p, weight_decay) if weight_decay else g
 
-    def update_torch(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> tuple[Params, OptState]:
+    def update_torch(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
         descent = {name: decayed(grads[name], p) for name, p in params.items()}
         if momentum:
             velocity = {name: opt_state["velocity"][name] * momentum + g for name, g in descent.items()}
@@ -70,7 +72,7 @@ def sgd(
             )
         return {name: _descend(p, descent[name], learning_rate, step) for name, p in params.items()}, opt_state
 
-    def update_paper(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> tuple[Params, OptState]:
+    def update_paper(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
         velocity = {}
         for name, p in params.items():
             start = opt_state["velocity"][name] * momentum if momentum else torch.zeros_like(p)
@@ -100,7 +102,7 @@ def adamw(
     def init(params: Params) -> OptState:
         return {moment: {name: torch.zeros_like(p) for name, p in params.items()} for moment in ("mu", "nu")}
 
-    def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> tuple[Params, OptState]:
+    def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
         first = {name: torch.lerp(m, grads[name], 1 - b1) for name, m in opt_state["mu"].items()}
         second = {name: v * b2 + (1 - b2) * grads[name] ** 2 for name, v in opt_state["nu"].items()}
         count = (step + 1).double()

@@ -1,0 +1,217 @@
+"""Second-order quantities and statistics of gradients: Hessian, Gauss-Newton, Fisher, tangent kernel, noise scale."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad, jvp, vjp, vmap
+
+from alexnet_func import captures, per_sample, random
+from alexnet_func.arch import ALEXNET, Arch, Linear, Placed
+from alexnet_func.model import Params, check_named_tensors
+
+Scalar = Callable[[Params], Tensor]
+
+
+class NoiseScale(NamedTuple):
+    """`scale = trace / square`: the batch size, in examples, at which a mean gradient is as much noise as signal.
+
+    `standard_error` is that of `scale`. `trace` estimates the trace of the covariance of the examples' gradients,
+    `square` the squared norm of their mean over the distribution; both without bias, so that `square`, and with it
+    `scale`, may come out negative where the batch is too small to tell.
+    """
+
+    scale: Float[Tensor, ""]
+    standard_error: Float[Tensor, ""]
+    trace: Float[Tensor, ""]
+    square: Float[Tensor, ""]
+
+
+def hvp(loss: Scalar, params: Params, v: Params) -> Params:
+    """The Hessian of `loss(params) -> scalar` times `v`, by forward over reverse (Pearlmutter 1994).
+
+    Costs about four evaluations of the loss. Raises ValueError that lists every missing, unknown or misshapen tensor
+    of `v`.
+    """
+    _check_like(params, v)
+    with captures.without_tape(params, v):
+        return jvp(grad(loss), (params,), (v,))[1]
+
+
+def ggn_vp(forward: Callable[[Params], Tensor], loss: Callable[[Tensor], Tensor], params: Params, v: Params) -> Params:
+    """The generalised Gauss-Newton matrix of `loss(forward(params))` times `v`: `J^T H J v` (Schraudolph 2002).
+
+    `J` is the Jacobian of `forward(params) -> outputs` and `H` the Hessian of `loss(outputs) -> scalar`. For
+    cross-entropy this is the Fisher matrix. Errors as `hvp`.
+    """
+    _check_like(params, v)
+    with captures.without_tape(params, v):
+        outputs, moved = jvp(forward, (params,), (v,))[:2]
+        curved = jvp(grad(loss), (outputs,), (moved,))[1]
+        return vjp(forward, params)[1](curved)[0]
+
+
+def fisher_diagonal(
+    params: Params,
+    batch: Any,
+    *,
+    arch: Arch = ALEXNET,
+    loss_fn: per_sample.Loss | None = None,
+    key: per_sample.Keys | None = None,
+    method: per_sample.Method = "auto",
+    chunk_size: int | None = None,
+) -> Params:
+    """The diagonal of the empirical Fisher matrix, `mean_n g_n^2`, by parameter name; arguments as in `per_sample`.
+
+    Empirical: of the given labels, not of labels drawn from the model (Kunstner et al. 2019 on the difference).
+    Raises ValueError for an empty batch, and what `per_sample` raises.
+    """
+    count = per_sample.count(batch)
+    if count == 0:
+        raise ValueError("fisher_diagonal needs at least one example")
+    parts = per_sample.examples(
+        params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size
+    )
+    sums = [part.sum_of_squares() for part in parts]
+    return {name: torch.stack([part[name] for part in sums]).sum(0) / count for name in params}
+
+
+def gradient_noise_scale(
+    params: Params,
+    batch: Any,
+    *,
+    arch: Arch = ALEXNET,
+    loss_fn: per_sample.Loss | None = None,
+    key: per_sample.Keys | None = None,
+    method: per_sample.Method = "auto",
+    chunk_size: int | None = None,
+) -> NoiseScale:
+    """The simple noise scale tr(Sigma) / |G|^2 of McCandlish et al. 2018, equation 2.9; arguments as in `per_sample`.
+
+    With N gradients of mean G_N: `trace = N / (N - 1) (mean |g_n|^2 - |G_N|^2)` and
+    `square = (N |G_N|^2 - mean |g_n|^2) / (N - 1)`, their appendix A.1 for batches of 1 and N. The standard error is
+    the jackknife's: exact leave-one-out values follow from the norms and from `<g_n, G_N>`.
+
+    Raises ValueError for fewer than three examples.
+    """
+    n = per_sample.count(batch)
+    if n < 3:
+        raise ValueError(f"gradient_noise_scale needs at least three examples, got {n}")
+    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "chunk_size": chunk_size}
+    total, norms = per_sample.clipped_sum(params, batch, torch.inf, **options)
+    mean = {name: g / n for name, g in total.items()}
+    along = per_sample.dots(params, batch, mean, **options).double()
+    squares = norms.double().square()
+    mean_square = torch.stack([g.double().square().sum() for g in mean.values()]).sum()
+
+    scale, trace, square = _noise_scale(n, squares.mean(), mean_square)
+    others = (squares.sum() - squares) / (n - 1)
+    others_mean_square = (n**2 * mean_square - 2 * n * along + squares) / (n - 1) ** 2
+    without = _noise_scale(n - 1, others, others_mean_square)[0]
+    error = ((n - 1) / n * (without - without.mean()).square().sum()).sqrt()
+    return NoiseScale(scale, error, trace, square)
+
+
+def _noise_scale(n: int, square_mean: Tensor, mean_square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    trace = n / (n - 1) * (square_mean - mean_square)
+    square = (n * mean_square - square_mean) / (n - 1)
+    return trace / square, trace, square
+
+
+def top_eigenvalues(
+    loss: Scalar, params: Params, k: int, *, key: random.Key, iterations: int = 32
+) -> Float[Tensor, "k"]:
+    """The `k` algebraically largest eigenvalues of the Hessian of `loss(params)`, descending.
+
+    Lanczos' method from a random vector with full reorthogonalisation: `iterations` products with the Hessian, and as
+    many vectors of the size of the parameters in memory. Values are Ritz values: never above the true ones but by
+    rounding, the outermost the nearest. Exact once `iterations` reaches the number of parameters.
+
+    Branches on values, so that it does not go under `vmap`, `grad` or `torch.compile`. Raises ValueError unless
+    1 <= k <= iterations.
+    """
+    size = sum(p.numel() for p in params.values())
+    iterations = min(iterations, size)
+    if not 1 <= k <= iterations:
+        raise ValueError(f"k must lie in 1..{iterations}, the number of iterations or of parameters, got {k}")
+
+    def product(vector: Tensor) -> Tensor:
+        pieces = vector.split([p.numel() for p in params.values()])
+        v = {name: piece.view_as(p) for piece, (name, p) in zip(pieces, params.items(), strict=True)}
+        return torch.cat([h.flatten() for h in hvp(loss, params, v).values()])
+
+    def orthogonal(vector: Tensor, basis: list[Tensor]) -> Tensor:
+        for _ in range(2):  # once leaves what rounding left
+            for b in basis:
+                vector = vector - (vector @ b) * b
+        return vector
+
+    dtype = next(iter(params.values())).dtype
+    basis: list[Tensor] = []
+    diagonal, beside = [], []
+    vector = random.normal(random.fold_in(key, 0), (size,)).to(dtype)
+    vector = vector / vector.norm()
+    for i in range(iterations):
+        basis.append(vector)
+        image = product(vector)
+        diagonal.append(image @ vector)
+        vector = orthogonal(image, basis)
+        beside.append(vector.norm())
+        if beside[-1] <= 100 * torch.finfo(dtype).eps * image.norm():
+            # The basis spans an invariant subspace and the rest is rounding: go on from another random vector.
+            beside[-1] = torch.zeros_like(beside[-1])
+            vector = orthogonal(random.normal(random.fold_in(key, i + 1), (size,)).to(dtype), basis)
+        vector = vector / vector.norm()
+    off = torch.stack(beside[:-1]) if iterations > 1 else diagonal[0].new_zeros(0)
+    tridiagonal = torch.diag(torch.stack(diagonal)) + torch.diag(off, 1) + torch.diag(off, -1)
+    return torch.linalg.eigvalsh(tridiagonal.double()).flip(-1)[:k].to(dtype)
+
+
+def empirical_ntk(
+    params: Params,
+    x1: Float[Tensor, "n c h w"],
+    x2: Float[Tensor, "m c h w"] | None = None,
+    *,
+    arch: Arch = ALEXNET,
+) -> Float[Tensor, "n m classes classes"]:
+    """The empirical neural tangent kernel `J(x1) J(x2)^T` of the logits, [N, M, classes, classes] (Jacot et al. 2018).
+
+    `J` are the Jacobians of `forward` in evaluation by all parameters; `x2=None` means x1. By contraction layer by
+    layer of inputs and output gradients (Novak et al. 2022, "structured derivatives"): one forward and `classes`
+    backward passes, and no gradient of a linear layer is formed. A convolution's are: `classes * (N + M)` at a time.
+
+    Errors as `model.forward` raises them.
+    """
+    with captures.without_tape(params, x1, x2):
+        one = _output_gradients(params, x1, arch)
+        other = one if x2 is None else _output_gradients(params, x2, arch)
+        kernels = [_layer_kernel(at, *one[name][1:], *other[name][1:]) for name, (at, _, _) in one.items()]
+        return torch.stack(kernels).sum(0)
+
+
+def _output_gradients(params: Params, x: Tensor, arch: Arch) -> dict[str, tuple[Placed, Tensor, Tensor]]:
+    """Each layer, its inputs [N, ...] and every logit's gradients by its outputs [classes, N, ...]."""
+    tapped = captures.tap(params, x, arch=arch)
+    classes = torch.eye(arch.num_classes, dtype=tapped.logits.dtype, device=x.device)
+    pulled = captures.wide(vmap(lambda c: tapped.pull(c.expand_as(tapped.logits)))(classes))
+    inputs = captures.wide(tapped.inputs)
+    return {name: (at, inputs[name], pulled[name]) for name, at in tapped.layers.items()}
+
+
+def _layer_kernel(at: Placed, a1: Tensor, g1: Tensor, a2: Tensor, g2: Tensor) -> Tensor:
+    if isinstance(at.layer, Linear):
+        # <g a^T, g' a'^T> + <g, g'>, the second from the bias.
+        return (a1 @ a2.mT + 1)[:, :, None, None] * torch.einsum("kno,lmo->nmkl", g1, g2)
+
+    def jacobian(a: Tensor, g: Tensor) -> Tensor:
+        weights = torch.stack([captures.weight_grads(at, a, of_class).flatten(1) for of_class in g])
+        biases = torch.stack([captures.bias_grads(of_class) for of_class in g])
+        return torch.cat([weights, biases], -1)
+
+    return torch.einsum("knp,lmp->nmkl", jacobian(a1, g1), jacobian(a2, g2))
+
+
+def _check_like(params: Params, v: Params) -> None:
+    check_named_tensors({name: tuple(p.shape) for name, p in params.items()}, v, "v")

@@ -1,0 +1,162 @@
+"""N models as one dict of stacked parameters, [M, *shape] by name: everything here is `vmap`.
+
+    members = ensemble.init(random.split(key, 5), arch)
+    logits = ensemble.forward(members, x, arch=arch)                 # [5, N, classes]
+    optimizer = ensemble.optimizer(lambda rate: optim.sgd(rate, momentum=0.9), rates)
+    step = train.make_step(None, optimizer, grad_fn=ensemble.grad_fn(loss_fn))
+
+Member i computes what it would compute alone: its own parameters, key and learning rate, and either the batch that all
+share or its own. Images [C, H, W] or [N, C, H, W] are shared; [M, N, C, H, W] are a batch for each member.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+from alexnet_func import model, random
+from alexnet_func.arch import ALEXNET, Arch
+from alexnet_func.losses import Batch
+from alexnet_func.model import Params
+from alexnet_func.optim import Optimizer, OptState, Updated
+from alexnet_func.train import GradFn, Loss
+
+Keys = Int32[Tensor, "*m 2"]
+
+
+def init(
+    keys: Int32[Tensor, "m 2"],
+    arch: Arch = ALEXNET,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Params:
+    """Member i as `model.init(keys[i], arch)` draws it, bit for bit.
+
+    Raises ValueError unless keys are [M, 2], as `random.split(key, M)` gives them; the rest as `model.init` raises it.
+    """
+    if not isinstance(keys, Tensor) or keys.dim() != 2:
+        given = list(keys.shape) if isinstance(keys, Tensor) else type(keys).__name__
+        raise ValueError(f"keys must be [M, 2], one a member, as random.split(key, M) gives them; got {given}")
+    random.check_key(keys, rows=len(keys))
+    keys = keys if device is None else keys.to(device)
+    stacked = vmap(functools.partial(model.init, arch=arch, dtype=dtype))(keys)
+    # What no key reaches, such as constant biases, vmap expands: a donated step could not write there.
+    return {name: p.contiguous() for name, p in stacked.items()}
+
+
+def stack(members: Sequence[Params]) -> Params:
+    """Parameters of M models of one arch as [M, *shape] by name; `unstack` is the inverse.
+
+    Raises ValueError for no members, and for members of other names or shapes than the first.
+    """
+    if not members:
+        raise ValueError("members must not be empty")
+    shapes = {name: tuple(p.shape) for name, p in members[0].items()}
+    for i, member in enumerate(members):
+        model.check_named_tensors(shapes, member, f"member {i}")
+    return {name: torch.stack([member[name] for member in members]) for name in shapes}
+
+
+def unstack(stacked: Params) -> list[Params]:
+    """Each member's parameters, views into the stacked ones."""
+    return [{name: p[i] for name, p in stacked.items()} for i in range(_count(stacked))]
+
+
+def forward(
+    stacked: Params, x: Float[Tensor, "*b c h w"], *, arch: Arch = ALEXNET, key: Keys | None = None
+) -> Float[Tensor, "m *n classes"]:
+    """Every member's logits, [M, N, classes] or [M, classes]. With a key [2] member i has `split(key, M)[i]`, or row i
+    of a key [M, 2].
+
+    Raises ValueError for stacked parameters or images that differ in M; the rest as `model.forward` raises it.
+    """
+    count = _count(stacked)
+    keys = None if key is None else _member_keys(key, count)
+    in_dims = (0, _batch_dim(x, count), None if keys is None else 0)
+
+    def one(params: Params, x: Tensor, key: Tensor | None) -> Tensor:
+        return model.forward(params, x, arch=arch, key=key)
+
+    return vmap(one, in_dims=in_dims)(stacked, x, keys)
+
+
+def average(stacked: Params, x: Float[Tensor, "*n c h w"], *, arch: Arch = ALEXNET) -> Float[Tensor, "*n classes"]:
+    """The logarithm of the members' mean probabilities: logits of the averaged prediction, [N, classes].
+
+    Krizhevsky et al. 2012, table 2: five networks averaged err 16.4 % where one errs 18.2 %.
+    """
+    log_p = forward(stacked, x, arch=arch).log_softmax(-1)
+    return log_p.logsumexp(0) - math.log(len(log_p))
+
+
+def grad_fn(loss_fn: Loss) -> GradFn:
+    """For `train.make_step`: every member's own gradient of `loss_fn(params, batch, key=key)`.
+
+    The batch is one for all, or (x [M, N, C, H, W], y [M, N]), one a member. Member i has the key `split(key, M)[i]`.
+    Metrics: "losses" [M], and their mean, "loss".
+    """
+
+    def gradients(stacked: Params, batch: Batch, key: Tensor) -> tuple[Params, dict[str, Tensor]]:
+        def one(params: Params, batch: Batch, key: Tensor) -> Any:  # Dynamo builds no generic types
+            return grad_and_value(lambda p: loss_fn(p, batch, key=key))(params)
+
+        count = _count(stacked)
+        keys = _member_keys(key, count)
+        grads, losses = vmap(one, in_dims=(0, _batch_dim(batch[0], count), 0))(stacked, batch, keys)
+        return grads, {"loss": losses.mean(), "losses": losses}
+
+    return gradients
+
+
+def optimizer(make: Callable[[Tensor], Optimizer], rates: Float[Tensor, "m"]) -> Optimizer:
+    """`make(rates[i])` for member i, as one optimiser of stacked parameters.
+
+    `make` is given a scalar tensor, and may use it for a learning rate or in a schedule:
+    `lambda rate: optim.sgd(lambda step: rate * fall(step), momentum=0.9)`. Raises ValueError, from `init`, for
+    parameters of another number of members than there are rates.
+    """
+
+    def start(stacked: Params) -> OptState:
+        if _count(stacked) != len(rates):
+            raise ValueError(f"rates must have shape [{_count(stacked)}], one a member, got {list(rates.shape)}")
+        state = vmap(lambda rate, params: make(rate).init(params))(rates.to(_device(stacked)), stacked)
+        return {name: {n: t.contiguous() for n, t in tensors.items()} for name, tensors in state.items()}
+
+    def update(grads: Params, opt_state: OptState, stacked: Params, step: Tensor) -> Updated:
+        def one(rate: Tensor, grads: Params, opt_state: OptState, params: Params) -> Updated:
+            return make(rate).update(grads, opt_state, params, step)
+
+        return vmap(one)(rates.to(_device(stacked)), grads, opt_state, stacked)
+
+    return Optimizer(start, update)
+
+
+def _count(stacked: Params) -> int:
+    counts = {len(p) if p.dim() else None for p in stacked.values()}
+    if len(counts) != 1 or None in counts:
+        shapes = ", ".join(f"{name} {list(p.shape)}" for name, p in stacked.items())
+        raise ValueError(f"stacked parameters must share a leading axis, one entry a member, got {shapes}")
+    return next(len(p) for p in stacked.values())
+
+
+def _device(stacked: Params) -> torch.device:
+    return next(iter(stacked.values())).device
+
+
+def _batch_dim(x: Tensor, count: int) -> int | None:
+    if x.dim() != 5:
+        return None
+    if len(x) != count:
+        raise ValueError(f"x {list(x.shape)} holds batches for {len(x)} members, and there are {count}")
+    return 0
+
+
+def _member_keys(key: Tensor, count: int) -> Tensor:
+    random.check_key(key, rows=count)
+    return random.split(key, count) if key.dim() == 1 else key

@@ -1,0 +1,276 @@
+"""The gradient of every example's own loss: whole, its norms, its products with a direction, and clipped sums.
+
+    norms = per_sample.norms(params, (x, y))                        # [N]: one forward, one backward pass
+    total, norms = per_sample.clipped_sum(params, (x, y), 1.0)      # sum_n min(1, 1 / norm_n) g_n
+
+All functions share their arguments. `params` and `batch = (x, y)`, x [N, C, H, W] and y [N], are those of `loss_fn`;
+g_n is the gradient of example n's own loss, without the 1/N of a mean.
+
+- `arch`: whose `losses.loss_fn` is differentiated, unless
+- `loss_fn(params, (x_n, y_n), key=None) -> scalar` is given: any pure loss of one unbatched example, for example of a
+  module lifted by `interop.from_module`. The batch may then be any pytree of tensors with a leading axis N.
+- `key`: dropout as in `forward`: example n has the key `split(key, N)[n]`, or row n of a key [N, 2].
+- `method`: "layerwise" for an arch: one forward and one backward pass and algebra by layer (see `captures`), which
+  never forms all gradients of a linear layer unless asked for `grads`. "vmap": `vmap(grad(loss_fn))`, which forms them
+  all; a `loss_fn` implies it. "auto": the measured faster one that serves. They agree to rounding.
+- `chunk_size`: so many examples at a time, for less memory; the results are those of the whole batch to rounding.
+
+Guarantees. Results are those of a loop of `grad` over the examples, to rounding: norms within 1e-5 relative in float32.
+They have float32 for parameters of half precision, else the parameters' dtype. Pure, and differentiable and mappable
+themselves: `grad` and `vmap` over parameters work, and `torch.compile` takes them whole.
+
+| case | what holds |
+|---|---|
+| N = 0 | results of shape [0, ...]; the clipped sum is zero |
+| N = 1 | a batch as any other; an image [C, H, W] without N is a ValueError |
+| zero gradient | norm 0, scale 1 |
+| `max_norm` 0 | a sum of zeros |
+| `max_norm` inf | the plain sum: N times the gradient of the mean loss |
+| `max_norm` negative or NaN | ValueError (a Python number; a tensor is not looked at) |
+| a non-finite example | its norm is not finite; the clipped sum is NaN in every entry its gradient may touch |
+
+Raises, besides what `loss_fn` raises: ValueError for an unknown method, for "layerwise" with a `loss_fn`, for a
+`chunk_size` below 1, for parts of a batch that differ in N; TypeError for a `max_norm` that is no number.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+from torch.utils import _pytree as pytree
+
+from alexnet_func import captures, losses, random
+from alexnet_func.arch import ALEXNET, Arch
+from alexnet_func.captures import Examples
+from alexnet_func.model import Params, check_named_tensors
+
+Method = Literal["auto", "layerwise", "vmap"]
+Loss = Callable[..., Tensor]
+Keys = Int32[Tensor, "*k 2"]
+
+
+def grads(
+    params: Params,
+    batch: Any,
+    *,
+    arch: Arch = ALEXNET,
+    loss_fn: Loss | None = None,
+    key: Keys | None = None,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+) -> Params:
+    """Every example's gradient, [N, *shape] by parameter name: N times the memory of the parameters."""
+    parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
+    return _joined([part.grads() for part in parts])
+
+
+def norms(
+    params: Params,
+    batch: Any,
+    *,
+    arch: Arch = ALEXNET,
+    loss_fn: Loss | None = None,
+    key: Keys | None = None,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+) -> Float[Tensor, "n"]:
+    """The 2-norm of every example's gradient over all parameters, [N]."""
+    parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
+    return torch.cat([_norms(part) for part in parts])
+
+
+def layer_norms(
+    params: Params,
+    batch: Any,
+    *,
+    arch: Arch = ALEXNET,
+    loss_fn: Loss | None = None,
+    key: Keys | None = None,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+) -> dict[str, Float[Tensor, "n"]]:
+    """The 2-norm of every example's gradient by each parameter, [N] by parameter name.
+
+    Their squares add up to the squares of `norms`.
+    """
+    parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
+    return _joined([{name: square.sqrt() for name, square in part.squares().items()} for part in parts])
+
+
+def dots(
+    params: Params,
+    batch: Any,
+    direction: Params,
+    *,
+    arch: Arch = ALEXNET,
+    loss_fn: Loss | None = None,
+    key: Keys | None = None,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+) -> Float[Tensor, "n"]:
+    """`<g_n, direction>` for every example, [N]: how fast its loss rises along `direction`, which is like `params`.
+
+    Raises ValueError that lists every missing, unknown or misshapen tensor of `direction`.
+    """
+    check_named_tensors({name: tuple(p.shape) for name, p in params.items()}, direction, "direction")
+    parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
+    return torch.cat([part.dots(direction) for part in parts])
+
+
+def clipped_sum(
+    params: Params,
+    batch: Any,
+    max_norm: float | Float[Tensor, ""],
+    *,
+    weights: Float[Tensor, "n"] | None = None,
+    arch: Arch = ALEXNET,
+    loss_fn: Loss | None = None,
+    key: Keys | None = None,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+) -> tuple[Params, Float[Tensor, "n"]]:
+    """`sum_n w_n min(1, max_norm / |g_n|) g_n` by parameter name, and the norms |g_n| before clipping, [N].
+
+    Abadi et al. 2016, algorithm 1, without an epsilon: nothing is scaled up, and no clipped gradient is longer than
+    `max_norm` but by rounding. `weights` w_n are 1 unless given; 0 leaves an example out, as padding needs.
+    """
+    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method}
+    clipped, found, _ = clipped_sum_and_losses(
+        params, batch, max_norm, weights=weights, chunk_size=chunk_size, **options
+    )
+    return clipped, found
+
+
+def clipped_sum_and_losses(
+    params: Params,
+    batch: Any,
+    max_norm: float | Float[Tensor, ""],
+    *,
+    weights: Float[Tensor, "n"] | None = None,
+    arch: Arch = ALEXNET,
+    loss_fn: Loss | None = None,
+    key: Keys | None = None,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+) -> tuple[Params, Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """`clipped_sum`, and the examples' losses [N], which the forward pass gives anyway."""
+    _check_max_norm(max_norm)
+    if weights is not None and weights.shape != (count(batch),):
+        raise ValueError(f"weights must have shape [{count(batch)}], one an example, got {list(weights.shape)}")
+    totals: Params = {}
+    norm_parts: list[Tensor] = []
+    loss_parts: list[Tensor] = []
+    first = 0
+    for part in examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size):
+        norm = _norms(part)
+        scale = _scale(norm, max_norm)
+        if weights is not None:
+            scale = scale * weights[first : first + len(norm)]
+        first += len(norm)
+        summed = part.weighted_sum(scale)
+        totals = {name: totals[name] + total for name, total in summed.items()} if totals else summed
+        norm_parts.append(norm)
+        loss_parts.append(part.losses)
+    return totals, torch.cat(norm_parts), torch.cat(loss_parts)
+
+
+def materialised(params: Params, batch: Any, loss_fn: Loss, keys: Int32[Tensor, "n 2"] | None) -> Examples:
+    """What `captures.captured` knows, of any pure loss, from all gradients by `vmap(grad(loss_fn))`."""
+
+    def loss(params: Params, example: Any, key: Tensor | None) -> Tensor:
+        return loss_fn(params, example) if key is None else loss_fn(params, example, key=key)
+
+    in_dims = (None, 0, None if keys is None else 0)
+    with captures.without_tape(params, batch):
+        if count(batch):
+            by_name, values = vmap(grad_and_value(loss), in_dims=in_dims)(params, batch, keys)
+        else:  # which vmap does not take
+            by_name = {name: p.new_zeros(0, *p.shape) for name, p in params.items()}
+            values = next(iter(params.values())).new_zeros(0)
+        by_name = captures.wide(by_name)
+
+    def dot(direction: Params) -> Tensor:
+        products = [(g * direction[name].to(g.dtype)).flatten(1).sum(1) for name, g in by_name.items()]
+        return torch.stack(products).sum(0)
+
+    return Examples(
+        values,
+        grads=lambda: by_name,
+        squares=lambda: {name: g.flatten(1).square().sum(1) for name, g in by_name.items()},
+        dots=dot,
+        weighted_sum=lambda weights: {name: torch.tensordot(weights.to(g.dtype), g, 1) for name, g in by_name.items()},
+        sum_of_squares=lambda: {name: g.square().sum(0) for name, g in by_name.items()},
+    )
+
+
+def examples(
+    params: Params,
+    batch: Any,
+    *,
+    arch: Arch = ALEXNET,
+    loss_fn: Loss | None = None,
+    key: Keys | None = None,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+) -> Iterator[Examples]:
+    """What can be asked about the examples' gradients, a chunk at a time: see `captures.Examples`."""
+    if method not in ("auto", "layerwise", "vmap"):
+        raise ValueError(f'method must be "auto", "layerwise" or "vmap", got {method!r}')
+    if method == "layerwise" and loss_fn is not None:
+        raise ValueError('method="layerwise" serves the loss of an arch; a loss_fn of your own needs "vmap" or "auto"')
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    n = count(batch)
+    if key is not None:
+        random.check_key(key, rows=n)
+        key = random.split(key, n) if key.dim() == 1 else key
+    by_vmap = method == "vmap" or loss_fn is not None
+    loss = functools.partial(losses.loss_fn, arch=arch) if loss_fn is None else loss_fn
+    step = max(1, n) if chunk_size is None else chunk_size
+    for first in range(0, max(1, n), step):
+        part = pytree.tree_map(lambda t, first=first: t[first : first + step], batch)
+        keys = None if key is None else key[first : first + step]
+        if by_vmap:
+            yield materialised(params, part, loss, keys)
+        else:
+            yield captures.captured(params, part, arch=arch, key=keys)
+
+
+def count(batch: Any) -> int:
+    """N of a batch. Raises ValueError where its tensors do not share a leading axis."""
+    leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+    counts = {len(leaf) if leaf.dim() else None for leaf in leaves}
+    if len(counts) != 1 or None in counts:
+        shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves)
+        raise ValueError(f"batch must be tensors with one leading axis of N examples, got shapes {shapes}")
+    (count,) = counts
+    assert count is not None
+    return count
+
+
+def _norms(examples: Examples) -> Tensor:
+    return torch.stack(list(examples.squares().values())).sum(0).sqrt()
+
+
+def _scale(norms: Tensor, max_norm: float | Tensor) -> Tensor:
+    # A norm that is not finite must not hide: max_norm / inf would be 0.
+    scale = torch.where(norms > max_norm, max_norm / norms, 1.0)
+    return torch.where(norms.isfinite(), scale, torch.nan)
+
+
+def _joined(parts: list[Params]) -> Params:
+    return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _check_max_norm(max_norm: Any) -> None:
+    if isinstance(max_norm, Tensor):
+        return
+    if not isinstance(max_norm, int | float):
+        raise TypeError(f"max_norm must be a number or a scalar tensor, got {type(max_norm).__name__}")
+    if math.isnan(max_norm) or max_norm < 0:
+        raise ValueError(f"max_norm must not be negative or NaN, got {max_norm}")

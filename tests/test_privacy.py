@@ -1,0 +1,158 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import alexnet_func as af
+from alexnet_func import optim, privacy, train
+from tests.conftest import TINY, images, tiny_loss
+
+
+@pytest.fixture(scope="module")
+def params(key):
+    return af.init(key, TINY, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return images(TINY, 6, torch.float64)
+
+
+def noise_of(params, key):
+    """What the docstring promises: standard normals, tensor i from `fold_in(second half of the key, i)`."""
+    noise_key = af.random.split(key)[1]
+    return {
+        name: af.random.normal(af.random.fold_in(noise_key, i), tuple(p.shape)).double()
+        for i, (name, p) in enumerate(params.items())
+    }
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "vmap"}, {"chunk_size": 4}])
+def test_gradient_is_the_clipped_sum_and_noise_by_definition(params, batch, key, options):
+    weights = torch.tensor([1.0, 1, 0, 1, 1, 1])
+    grad_fn = privacy.dp_grad_fn(0.5, 1.3, 4.0, arch=TINY, **options)
+    grads, metrics = grad_fn(params, (*batch, weights), key)
+    keys = af.random.split(af.random.split(key)[0], 6)
+    each = [torch.func.grad(tiny_loss)(params, (x, y), key=k) for x, y, k in zip(*batch, keys, strict=True)]
+    norms = torch.stack([torch.stack([g.square().sum() for g in one.values()]).sum().sqrt() for one in each])
+    noise = noise_of(params, key)
+    for name in params:
+        clipped = sum(w * one[name] * min(1, 0.5 / n) for w, one, n in zip(weights, each, norms, strict=True))
+        torch.testing.assert_close(grads[name], (clipped + 1.3 * 0.5 * noise[name]) / 4, rtol=1e-10, atol=1e-13)
+    losses = torch.stack([tiny_loss(params, (x, y), key=k) for x, y, k in zip(*batch, keys, strict=True)])
+    torch.testing.assert_close(metrics["loss"], (losses * weights).sum() / 5)
+    assert metrics["count"] == 5
+    torch.testing.assert_close(metrics["clipped"].double(), ((norms > 0.5) * weights).double().sum() / 5)
+
+
+def test_without_bound_and_noise_it_is_the_plain_step(params, batch, key):
+    grad_fn = privacy.dp_grad_fn(1e9, 0.0, 6.0, arch=TINY)
+    grads, metrics = grad_fn(params, batch, key)
+    loss_key = af.random.split(key)[0]
+    plain = torch.func.grad(tiny_loss)(params, batch, key=loss_key)
+    for name, g in plain.items():
+        torch.testing.assert_close(grads[name], g, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(metrics["loss"], tiny_loss(params, batch, key=loss_key))
+
+
+def test_padding_changes_nothing(params, batch, key):
+    x, y = batch
+    grad_fn = privacy.dp_grad_fn(0.5, 1.0, 4.0, arch=TINY)
+    padded = (torch.cat([x, x[:3]]), torch.cat([y, y[:3]]), torch.tensor([1.0] * 6 + [0.0] * 3))
+    (ours, metrics), (expected, others) = grad_fn(params, padded, key), grad_fn(params, batch, key)
+    for name, g in expected.items():
+        torch.testing.assert_close(ours[name], g, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(metrics, others)
+    nobody = grad_fn(params, (x, y, torch.zeros(6)), key)
+    for name, noise in noise_of(params, key).items():
+        torch.testing.assert_close(nobody[0][name], 0.5 * noise / 4, rtol=1e-10, atol=1e-13)
+    assert nobody[1]["loss"] == 0
+
+
+@pytest.mark.compiled
+def test_a_private_step_compiles_once_for_every_sample(params, key):
+    x, y = images(TINY, 20, torch.float64)
+    optimizer = optim.sgd(0.1, momentum=0.9)
+    step = train.make_step(None, optimizer, grad_fn=privacy.dp_grad_fn(0.5, 1.0, 6.0, arch=TINY))
+    eager, donated = (train.create_state(params, optimizer, key=key) for _ in range(2))
+    compiled = train.compile_step(step, donate=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for k in af.random.split(key, 3):
+            index, weights = privacy.poisson_sample(k, 20, 0.3, 12)
+            sample = (x[index], y[index], weights)
+            (eager, _), (donated, _) = step(eager, sample), compiled(donated, sample)
+    for name, p in eager.params.items():
+        # The noise is float32, and its last bit depends on how the inverse error function is computed.
+        torch.testing.assert_close(donated.params[name], p, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sample_holds_everyone_who_was_drawn_then_padding(key):
+    for k in af.random.split(key, 20):
+        index, weights = privacy.poisson_sample(k, 50, 0.2, 30)
+        drawn = af.random.bernoulli(k, 0.2, (50,)).nonzero().flatten()
+        assert index.shape == weights.shape == (30,)
+        assert torch.equal(index[: len(drawn)], drawn)
+        assert weights.tolist() == [1.0] * len(drawn) + [0.0] * (30 - len(drawn))
+        assert len(set(index.tolist())) == 30
+
+
+def test_everyone_is_sampled_equally_often(key):
+    counts = torch.zeros(40)
+    for k in af.random.split(key, 500):
+        index, weights = privacy.poisson_sample(k, 40, 0.25, 30)
+        counts.index_add_(0, index, weights)
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+    assert abs(counts.mean().item() / 500 - 0.25) < 0.02
+
+
+@pytest.mark.parametrize(("n", "rate"), [(50, 0.2), (1437, 0.1), (60000, 0.01), (10, 1.0), (10, 0.9)])
+@pytest.mark.parametrize("overflow", [1e-3, 1e-9])
+def test_a_padded_size_is_exceeded_as_rarely_as_asked_and_is_not_wasteful(n, rate, overflow):
+    size = privacy.padded_size(n, rate, overflow)
+    assert stats.binom.sf(size, n, rate) <= overflow
+    assert size == n or size <= n * rate + 8 * math.sqrt(n * rate) + 24
+
+
+def test_epsilon_of_the_gaussian_mechanism_is_the_exact_one():
+    """Balle and Wang 2018, theorem 8: delta(eps) = Phi(1/2s - eps s) - e^eps Phi(-1/2s - eps s)."""
+    for sigma in (0.8, 2.0, 5.0):
+        epsilon = privacy.epsilon(sigma, 1.0, 1, 1e-5)
+        phi = stats.norm.cdf
+        delta = phi(0.5 / sigma - epsilon * sigma) - np.exp(epsilon) * phi(-0.5 / sigma - epsilon * sigma)
+        assert delta == pytest.approx(1e-5, rel=1e-2)
+        assert privacy.epsilon(2 * sigma, 1.0, 4, 1e-5) == pytest.approx(epsilon, rel=1e-3)
+
+
+def test_epsilon_of_abadis_example():
+    """Abadi et al. 2016, section 3.1: q = 0.01, sigma = 4, 10,000 steps, delta = 1e-5: their bound is 1.26."""
+    assert 0.9 < privacy.epsilon(4.0, 0.01, 10_000, 1e-5) < 1.26
+    assert privacy.epsilon(0.0, 0.01, 10, 1e-5) == math.inf
+    assert privacy.epsilon(1.0, 0.01, 0, 1e-5) == 0
+
+
+@pytest.mark.errors
+def test_mistakes_are_named(key):
+    with pytest.raises(ValueError, match="max_norm must be positive and finite, got 0"):
+        privacy.dp_grad_fn(0, 1.0, 8)
+    with pytest.raises(ValueError, match="expected_batch_size must be positive and finite, got -8"):
+        privacy.dp_grad_fn(1.0, 1.0, -8)
+    with pytest.raises(ValueError, match="noise_multiplier must be finite and not negative, got -1"):
+        privacy.dp_grad_fn(1.0, -1, 8)
+    with pytest.raises(ValueError, match=r"size must lie in 1..10, the number of examples, got 11"):
+        privacy.poisson_sample(key, 10, 0.1, 11)
+    with pytest.raises(ValueError, match=r"p must lie in \[0, 1\], got 1.5"):
+        privacy.poisson_sample(key, 10, 1.5, 5)
+    with pytest.raises(ValueError, match=r"rate must lie in \(0, 1\]"):
+        privacy.padded_size(10, 0.0)
+    with pytest.raises(ValueError, match=r"0 < delta < 1, got 1.0, 0.1, 10 and 0"):
+        privacy.epsilon(1.0, 0.1, 10, 0)
+
+
+def test_without_the_library_epsilon_says_what_to_install(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    with pytest.raises(ImportError, match=r"pip install 'alexnet_func\[privacy\]'"):
+        privacy.epsilon(1.0, 0.1, 10, 1e-5)
