@@ -206,7 +206,8 @@ def _gram_squares(at: Placed, a: Tensor, g: Tensor) -> Tensor:
         products = (pixels.mT @ pixels).unflatten(-1, (height, width)).unflatten(-3, (height, width))
         patches = _sum_of_shifts(_sum_of_shifts(products, conv, at.out_shape[1], -4), conv, at.out_shape[2], -3)
         outputs = g.flatten(2).unflatten(1, (conv.groups, -1))
-        return ((outputs.mT @ outputs).view_as(patches) * patches).flatten(1).sum(1)
+        products = ((outputs.mT @ outputs).view_as(patches) * patches).flatten(1).sum(1)
+        return products.clamp(min=0)  # terms of both signs: a zero may come out as less
 
     return torch.cat([of(*part) for part in zip(a.split(step), g.split(step), strict=True)])
 

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -46,10 +47,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     about = report.header(options.device)
     print(*(f"{name}: {value}" for name, value in about.items()), sep="\n")
-    rows = []
-    for problem in chosen:
-        rows.append(_row(problem, options.device))
-        print(report.line(rows[-1]), flush=True)
+    rows = _on_terminal(chosen, options.device) if sys.stdout.isatty() else _as_lines(chosen, options.device)
     print(report.summary(rows))
     whole = options.only == "*" and not options.quick
     folder = options.out or (RESULTS if whole else None)
@@ -58,6 +56,33 @@ def main() -> int:
     if options.plot:
         report.plot(rows, folder or Path(), options.device)
     return 1 if any(row.status == "FAIL" for row in rows) else 0
+
+
+def _as_lines(chosen: Sequence[problems.Problem], device: str) -> list[report.Row]:
+    rows = []
+    for problem in chosen:
+        rows.append(_row(problem, device))
+        print(report.line(rows[-1]), flush=True)
+    return rows
+
+
+def _on_terminal(chosen: Sequence[problems.Problem], device: str) -> list[report.Row]:
+    """What fails as it comes, below it a bar; at the end the table."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console()
+    rows = []
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("", total=len(chosen))
+        for problem in chosen:
+            bar.update(task, description=problem.name)
+            rows.append(_row(problem, device))
+            if rows[-1].status == "FAIL":
+                console.print(report.line(rows[-1]), style="red", highlight=False)
+            bar.advance(task)
+    console.print(report.table(rows), report.LEGEND, sep="\n", highlight=False)
+    return rows
 
 
 def _row(problem: problems.Problem, device: str) -> report.Row:

@@ -20,7 +20,7 @@ from parity.problems import Problem
 
 Tensors = dict[str, Tensor]
 SEED = 7
-STEPS = 20
+STEPS = {"1 step": 1, "20 steps": 20, "trajectory": 20}
 # Of the reference, for the band: many, since the step at which rounding first decides which side of a kink an
 # activation lies on is chance, and from there on the runs part; fewer where one takes ten seconds.
 RUNS = {"alexnet": 4, "alexnet_2012": 4, "caffenet": 4, "alexnet_cifar": 32}
@@ -203,6 +203,8 @@ def _logits(problem: Problem, given: Inputs) -> Tensors:
 
 
 def _example_gradients(problem: Problem, given: Inputs) -> Tensors:
+    if problem.route == "layerwise":
+        return af.per_sample.grads(given.params, (given.x, given.y), arch=given.arch, method="layerwise")
     loss = functools.partial(af.loss_fn, arch=given.arch)
     with torch.no_grad():
         return vmap(grad(loss), in_dims=(None, (0, 0)))(given.params, (given.x, given.y))
@@ -221,7 +223,7 @@ def _hvp(problem: Problem, given: Inputs) -> Tensors:
 
 
 def _steps(problem: Problem, given: Inputs) -> Tensors:
-    """20 steps on the same batch, the masks of step i from `fold_in(key, i)`."""
+    """Steps on the same batch, the masks of step i from `fold_in(key, i)`."""
     assert given.key is not None
     optimizer = af.optim.sgd(RATES[given.arch.name], momentum=MOMENTUM, weight_decay=DECAY)
     step = af.train.make_step(functools.partial(af.loss_fn, arch=given.arch), optimizer)
@@ -229,7 +231,7 @@ def _steps(problem: Problem, given: Inputs) -> Tensors:
         step = af.train.compile_step(step, donate=True)
     state = af.train.create_state(given.params, optimizer, key=given.key)
     losses = []
-    for _ in range(STEPS):
+    for _ in range(STEPS[problem.quantity]):
         state, metrics = step(state, (given.x, given.y))
         losses.append(metrics["loss"])
     momenta = {f"momentum of {name}": v for name, v in state.opt_state["velocity"].items()}
@@ -242,6 +244,7 @@ OURS: Mapping[str, Callable[[Problem, Inputs], Tensors]] = {
     "per-example gradients": _example_gradients,
     "jvp": _jvp,
     "hvp": _hvp,
+    "1 step": _steps,
     "20 steps": _steps,
 }
 
@@ -276,7 +279,7 @@ def _module_steps(problem: Problem, given: Inputs) -> Tensors:
     optimizer = torch.optim.SGD(module.parameters(), RATES[given.arch.name], momentum=MOMENTUM, weight_decay=DECAY)
     assert given.key is not None
     shape = tuple(given.x.shape)
-    keys = [af.random.fold_in(given.key.cpu(), i) for i in range(STEPS)]
+    keys = [af.random.fold_in(given.key.cpu(), i) for i in range(STEPS[problem.quantity])]
     keeps = [{n: m.to(given.x.device) for n, m in masks(given.arch, key, shape).items()} for key in keys]
     return references.training(module, [(given.x, given.y, keep) for keep in keeps], optimizer)
 
@@ -287,6 +290,7 @@ THEIRS: Mapping[str, Callable[[Problem, Inputs], Tensors]] = {
     "per-example gradients": _module_examples,
     "jvp": lambda problem, g: references.directional_derivative(_module(g), g.x, _direction(g)),
     "hvp": lambda problem, g: references.hessian_product(_module(g), g.x, g.y, _direction(g)),
+    "1 step": _module_steps,
     "20 steps": _module_steps,
 }
 

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 Dtype = Literal["float64", "float32", "bfloat16"]
-Route = Literal["eager", "vmap", "compiled", "donated", "functional_call", "torch.export", "onnxruntime", "tf32"]
+Route = Literal[
+    "eager", "vmap", "layerwise", "compiled", "donated", "functional_call", "torch.export", "onnxruntime", "tf32"
+]
 Quantity = Literal[
     "gradients",
     "logits",
@@ -13,6 +15,7 @@ Quantity = Literal[
     "hvp",
     "dropout masks",
     "random draws",
+    "1 step",
     "20 steps",
     "trajectory",
 ]
@@ -110,9 +113,12 @@ def _cuda() -> Iterator[Problem]:
 def _transforms() -> Iterator[Problem]:
     for arch in ("alexnet", "alexnet_2012", "alexnet_cifar"):
         shape, quick = _square(arch, 3), arch == "alexnet_cifar"
-        quantities: tuple[Quantity, ...] = ("per-example gradients", "jvp", "hvp")
+        quantities: tuple[Quantity, ...] = ("jvp", "hvp")
         for quantity in quantities:
             yield Problem(arch, quantity, "float32", "eager", "module", "budget", shape, quick=quick)
+        routes: tuple[Route, ...] = ("vmap", "layerwise")
+        for route in routes:
+            yield Problem(arch, "per-example gradients", "float32", route, "module", "budget", shape, quick=quick)
         yield Problem(arch, "gradients", "float32", "vmap", "module", "budget", shape, dropout=True, quick=quick)
 
 
@@ -129,6 +135,7 @@ def _routes() -> Iterator[Problem]:
     yield Problem(arch, "gradients", "float32", "compiled", "module", "budget", shape, True, False, "channels_last")
     yield Problem(arch, "gradients", "bfloat16", "compiled", "module", "budget", shape, True, False, "channels_last")
     yield Problem(arch, "gradients", "float64", "compiled", "module", "close", shape, True)
+    yield Problem(arch, "logits", "float64", "torch.export", "module", "close", shape)
 
 
 def _training(device: str) -> Iterator[Problem]:
@@ -138,6 +145,7 @@ def _training(device: str) -> Iterator[Problem]:
             exact: tuple[Dtype, ...] = ("float32", "float64")
             for dtype in exact:
                 yield Problem(arch, "20 steps", dtype, "eager", "module", "bitwise", shape, True, quick)
+        yield Problem(arch, "1 step", "float32", "donated", "module", "budget", shape, True, False, "channels_last")
         yield Problem(arch, "trajectory", "float32", "donated", "module", "band", shape, True, False, "channels_last")
     for arch in ("alexnet_2012", "caffenet"):
         yield Problem(arch, "trajectory", "float32", "eager", "module", "band", _square(arch, 2), True)

@@ -6,12 +6,22 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from parity.criteria import Verdict
 from parity.problems import Problem
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+HEADINGS = (
+    *("", "arch", "quantity", "dtype", "N x H x W", "route", "against", "criterion"),
+    *("share", "worst", "ulp", "1 - cosine"),
+)
+LEGEND = "Share: of the error allowed, in the worst tensor; 0 is equal bits, above 1 fails."
 
 
 class Row(NamedTuple):
@@ -95,30 +105,50 @@ def plot(rows: Sequence[Row], folder: Path, device: str) -> None:
         figure.savefig(folder / f"{device}-{name}.png", dpi=100)
 
 
+def table(rows: Sequence[Row]) -> "RenderableType":
+    """All rows for a terminal, by arch; narrow enough for 80 columns."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("", "quantity", "dtype", "N x H x W", "route / against", "share", "worst"):
+        made.add_column(heading, justify="right" if heading == "share" else "left", overflow="fold")
+    colours = {"pass": "green", "FAIL": "bold red", "skip": "yellow"}
+    for arch in dict.fromkeys(row.problem.arch for row in rows):
+        made.add_row("", Text(arch, "bold"))
+        for row in rows:
+            if row.problem.arch == arch:
+                _, quantity, dtype, shape, route, against, criterion, share, worst, *_ = _cells(row)
+                share = f"{share} {criterion}" if row.verdict else share
+                made.add_row(
+                    Text(row.status, colours[row.status]), quantity, dtype, shape, f"{route} / {against}", share, worst
+                )
+    return made
+
+
+def _cells(row: Row) -> list[str]:
+    """What stands in a row after its status."""
+    p, v = row.problem, row.verdict
+    marks = [
+        mark for mark, used in (("dropout", p.dropout), (p.memory_format, p.memory_format != "contiguous")) if used
+    ]
+    shape = "x".join(map(str, p.shape))
+    cells = [p.arch, ", ".join([p.quantity, *marks]), p.dtype, shape, p.route, p.against, p.criterion]
+    if v is None:
+        return [*cells, row.reason, "", "", ""]
+    return [*cells, f"{v.share:.2g}", v.worst, f"{v.ulp:.3g}", f"{max(0.0, 1 - v.cosine):.1e}"]
+
+
 def _markdown(rows: Sequence[Row], about: Mapping[str, str], device: str) -> str:
     command = "python -m parity" + ("" if device == "cpu" else f" --device {device}")
     lines = [f"# Parity on {device}: {summary(rows)}", "", f"Made by `{command}`.", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()]
     lines += [
-        *("", "Share: of the error allowed, in the worst tensor; 0 is equal bits, above 1 fails.", ""),
-        "| | arch | quantity | dtype | N x H x W | route | against | criterion | share | worst | ulp | 1 - cosine |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        *("", LEGEND, ""),
+        "| " + " | ".join(HEADINGS) + " |",
+        "|---" * len(HEADINGS) + "|",
+        *("| " + " | ".join([row.status, *_cells(row)]) + " |" for row in rows),
     ]
-    for row in rows:
-        p, v = row.problem, row.verdict
-        cells = [
-            row.status,
-            p.arch,
-            p.quantity + (", dropout" if p.dropout else ""),
-            p.dtype,
-            "x".join(map(str, p.shape)),
-        ]
-        cells += [p.route, p.against, p.criterion]
-        if v is None:
-            cells += [row.reason, "", "", ""]
-        else:
-            cells += [f"{v.share:.2g}", v.worst, f"{v.ulp:.3g}", f"{max(0.0, 1 - v.cosine):.1e}"]
-        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

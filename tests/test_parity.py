@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -5,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import alexnet_func as af
 from parity import __main__ as command
@@ -148,6 +150,12 @@ def test_the_command_writes_a_report_and_fails_for_a_failure(monkeypatch, capsys
     rows = [report.Row(chosen["budget"], budget, "", 0.1), report.Row(chosen["band"], band, "", 0.1)]
     report.plot(rows, tmp_path, "cpu")
     assert {path.name for path in tmp_path.glob("*.png")} == {"cpu-errors.png", "cpu-trajectories.png"}
+
+    skipped = report.Row(chosen["band"], None, "jax is not installed", 0.1)
+    printed = io.StringIO()
+    Console(file=printed, width=80).print(report.table([*rows, skipped]))
+    for word in ("alexnet_cifar", "pass", "skip", "gradients", "jax is not", "band"):
+        assert word in printed.getvalue()
 
     wrong = Problem("alexnet_cifar", "gradients", "float32", "eager", "module", "bitwise", (2, 32, 32), quick=True)
     monkeypatch.setattr(problems, "problems", lambda device: iter([wrong]))

@@ -121,6 +121,26 @@ def test_forward_and_reverse_derivatives_are_adjoint(data):
     torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
 
 
+@given(st.data(), st.booleans())
+@laws
+def test_per_sample_gradients_by_layer_are_a_loop_over_the_examples(data, gram):
+    arch, params, x, y, key = problems(data.draw)
+    keys = af.random.split(key, len(y))
+    loss = grad(functools.partial(af.loss_fn, arch=arch))
+    each = [loss(params, (a, b), key=k) for a, b, k in zip(x, y, keys, strict=True)]
+    expected = {name: torch.stack([g[name] for g in each]) for name in params}
+    options = {"arch": arch, "key": key, "method": "layerwise"}
+    agree(af.per_sample.grads(params, (x, y), **options), expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(af.captures, "_prefers_gram", lambda at: gram)
+        norms = af.per_sample.layer_norms(params, (x, y), **options)
+        clipped, _ = af.per_sample.clipped_sum(params, (x, y), 1e-3, **options)
+    # The Gram form adds squares with cancellation: what is zero may come out as the root of a rounding error.
+    agree(norms, {name: g.flatten(1).norm(dim=1) for name, g in expected.items()}, tolerance=1e-7)
+    scale = (1e-3 / torch.stack([g.flatten(1).square().sum(1) for g in expected.values()]).sum(0).sqrt()).clamp(max=1)
+    agree(clipped, {name: torch.tensordot(scale, g, 1) for name, g in expected.items()}, tolerance=1e-9)
+
+
 SMALL = Arch(
     name="small",
     image_size=7,

@@ -5,13 +5,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from rich.console import Console
 
-from alexnet_func.app import fit, inputs, recipes, runs, score
+from alexnet_func.app import fit, inputs, inspection, recipes, runs, score
 
 
 def _shown_as(metavar: str) -> Any:
@@ -115,13 +116,35 @@ class Predict:
     """Show the traceback of an error."""
 
 
+@dataclass(frozen=True)
+class Inspect:
+    """Show the training images with the largest gradients, where wrong labels and oddities surface."""
+
+    source: tyro.conf.Positional[Annotated[str, _shown_as("RUN|FILE|torchvision")]]
+    """As for eval."""
+    data: Annotated[str, _shown_as("NAME|DIR")] = "digits"
+    """As for train."""
+    root: Annotated[str, _shown_as("DIR")] = "data"
+    """Where downloaded data sets lie."""
+    out: Annotated[str | None, _shown_as("DIR")] = None
+    """Directory for inspect.png and inspect.csv; None: the run's own, or this one."""
+    limit: Annotated[int | None, _shown_as("N")] = None
+    """The first N training images of a fixed shuffle; None: all."""
+    device: Device = "auto"
+    """Where to compute."""
+    skip_bad_images: Flag = False
+    """Leave unreadable images out instead of stopping."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line: 0, 1 after one line of explanation, 130 after Ctrl-C; wrong options exit with 2."""
     options = tyro.extras.subcommand_cli_from_dict(
-        {"train": Train, "eval": Eval, "predict": Predict},
+        {"train": Train, "eval": Eval, "predict": Predict, "inspect": Inspect},
         prog="alexnet",
         args=argv,
-        description="AlexNet as pure functions: train, evaluate, predict.",
+        description="AlexNet as pure functions: train, evaluate, predict, inspect.",
     )
     console = Console(highlight=False, soft_wrap=True)
     try:
@@ -178,18 +201,37 @@ def _predict(options: Predict, console: Console) -> None:
     score.predict(runs.load_model(options.source, device), list(options.images), device=device, console=console)
 
 
-_COMMANDS: dict[type, Any] = {Train: _train, Eval: _eval, Predict: _predict}
+def _inspect(options: Inspect, console: Console) -> None:
+    _check_least(options)
+    device = _device(options.device)
+    out = options.out or (options.source if Path(options.source).is_dir() else ".")
+    inspection.inspect(
+        runs.load_model(options.source, device),
+        options.data,
+        options.root,
+        Path(out),
+        limit=options.limit,
+        reading=inputs.Reading(device, options.skip_bad_images),
+        console=console,
+    )
+
+
+_COMMANDS: dict[type, Any] = {Train: _train, Eval: _eval, Predict: _predict, Inspect: _inspect}
 _LEAST = {"epochs": 1, "batch_size": 1, "limit": 1, "workers": 0, "lr": 0, "momentum": 0, "weight_decay": 0}
 
 
 def _recipe(options: Train) -> recipes.Recipe:
-    for name, least in _LEAST.items():
-        value = getattr(options, name)
-        if value is not None and not value >= least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    _check_least(options)
     names = {field.name for field in dataclasses.fields(recipes.Recipe)}
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
     return dataclasses.replace(recipes.choose(options.data, options.arch, options.recipe), **given)
+
+
+def _check_least(options: Train | Inspect) -> None:
+    for name, least in _LEAST.items():
+        value = getattr(options, name, None)
+        if value is not None and not value >= least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
 
 
 def _device(name: Device) -> torch.device:

@@ -131,22 +131,23 @@ def _streamed(files: Files, side: int, reading: Reading, console: Console) -> So
 
 
 def limited(split: Split | Files, limit: int | None) -> Split | Files:
-    """The first `limit` images of a shuffle that is the same in every run."""
+    """The first `limit` images of `shuffle`."""
     if limit is None:
         return split
-    chosen = _shuffle(len(split.labels))[:limit]
+    chosen = shuffle(len(split.labels))[:limit]
     if isinstance(split, Files):
         return Files(tuple(split.paths[i] for i in chosen.tolist()), split.labels[chosen])
     return Split(split.images[chosen], split.labels[chosen])
 
 
 def sample(images: Source, side: int) -> Tensor:
-    """The first 2^26 pixels' worth of images of that shuffle, for statistics: all of CIFAR-10, 1,024 of 256x256."""
-    chosen = _shuffle(len(images.labels))[: max(1, _SAMPLE_PIXELS // side**2)]
+    """The first 2^26 pixels' worth of images of `shuffle`, for statistics: all of CIFAR-10, 1,024 of 256x256."""
+    chosen = shuffle(len(images.labels))[: max(1, _SAMPLE_PIXELS // side**2)]
     return torch.cat([pixels for _, pixels in images.fetch(chosen.split(_BATCH))])
 
 
-def _shuffle(count: int) -> Tensor:
+def shuffle(count: int) -> Tensor:
+    """An order of 0 .. count-1 that is the same in every run."""
     return random.permutation(random.key(_SHUFFLE_SEED), count)
 
 
@@ -188,6 +189,14 @@ def preparation(
 
 def batches(images: Source, network: arch.Arch, moments: Moments) -> Iterator[Batch]:
     """The middle of every image, normalised, with its label."""
-    for index, pixels in images.fetch(torch.arange(len(images.labels)).split(_BATCH)):
+    orders = torch.arange(len(images.labels)).split(_BATCH)
+    return (batch for _, batch in indexed_batches(images, orders, network, moments))
+
+
+def indexed_batches(
+    images: Source, orders: Iterable[Tensor], network: arch.Arch, moments: Moments
+) -> Iterator[tuple[Tensor, Batch]]:
+    """For each of `orders` the indices that could be read, and the middle of those images with their labels."""
+    for index, pixels in images.fetch(orders):
         crops = augment.center_crop(pixels, network.image_size)
-        yield augment.normalize(augment.to_float(crops), *moments), images.labels[index]
+        yield index, (augment.normalize(augment.to_float(crops), *moments), images.labels[index])

@@ -1,8 +1,9 @@
 """Pictures of a run: training curves, first-layer kernels, confusion matrix."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -68,4 +69,28 @@ def confusion(matrix: Tensor, classes: Sequence[str], out: Path) -> None:
                     j, i, count, ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black", size=8
                 )
     figure.colorbar(image, label="share of the true class (%)")
+    figure.savefig(out, dpi=120)
+
+
+def inspection(images: Tensor, captions: Sequence[str], norms: Tensor, shares: Mapping[str, float], out: Path) -> None:
+    """Images [n, 3, H, W] of 0..255 with a caption each, the distribution of `norms` [N], and each layer's share."""
+    columns = 8
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(11, 1.75 * rows + 3), layout="constrained")
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.75 * rows, 3))
+    above, below = halves
+    above.suptitle("training images with the largest gradient norms: label, prediction, norm")
+    cells = above.subplots(rows, columns, squeeze=False)
+    for axes in cells.flat:
+        axes.axis("off")
+    for axes, image, caption in zip(cells.flat, images, captions, strict=False):
+        axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_title(caption, fontsize=7)
+    distribution, layers = below.subplots(1, 2)
+    visible = norms[(norms > 0) & norms.isfinite()].log10().numpy()
+    distribution.hist(visible, bins=60, color="tab:blue")
+    distribution.set(xlabel="log10 of the gradient norm", ylabel=f"images, of {len(norms):,}", yscale="log")
+    names = list(shares)
+    layers.barh(names[::-1], [100 * shares[name] for name in names[::-1]], color="tab:gray")
+    layers.set(xlabel="mean share of the squared norm (%)")
     figure.savefig(out, dpi=120)

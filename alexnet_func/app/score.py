@@ -24,11 +24,7 @@ def evaluate(
     where the data set has other classes than the network.
     """
     dataset = datasets.load(data, root=root)
-    if len(dataset.classes) != source.arch.num_classes or source.classes not in (None, dataset.classes):
-        raise ValueError(
-            f"the network knows {source.arch.num_classes} classes ({_some(source.classes)}), "
-            f"{data} has {len(dataset.classes)} ({_some(dataset.classes)})"
-        )
+    check_classes(source, data, dataset.classes)
     log_p, labels = [], []
     test = inputs.source(dataset.test, inputs.stored_side(source.arch), reading, console, "test")
     for crops, y in _views(test, source, ten_crop):
@@ -45,6 +41,15 @@ def evaluate(
         console.print(f"{len(test.unreadable)} unreadable left out")
     console.print(f"loss {result.loss:.4f}  top-1 {result.top1:.2%}  top-5 {result.top5:.2%}")
     return result
+
+
+def check_classes(source: Model, data: str, classes: tuple[str, ...]) -> None:
+    """Raises ValueError unless the network was made for the data set's classes."""
+    if len(classes) != source.arch.num_classes or source.classes not in (None, classes):
+        raise ValueError(
+            f"the network knows {source.arch.num_classes} classes ({_some(source.classes)}), "
+            f"{data} has {len(classes)} ({_some(classes)})"
+        )
 
 
 def predict(source: Model, paths: list[str], *, device: torch.device, console: Console) -> None:

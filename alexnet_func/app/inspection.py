@@ -1,0 +1,125 @@
+"""Which training images pull hardest on the parameters, as `alexnet inspect` shows them."""
+
+import csv
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from alexnet_func import curvature, model, per_sample
+from alexnet_func.app import inputs, score
+from alexnet_func.app.inputs import Reading
+from alexnet_func.app.runs import Model
+from alexnet_func.data import datasets
+
+_BATCH = 64  # images whose captures are in memory at once
+_SHOWN = 32
+_FOR_NOISE_SCALE = 512
+
+
+class Findings(NamedTuple):
+    """By image, in the order read: its index, label, prediction, loss in nats and gradient norm; and `shares`.
+
+    `shares` is by layer: the mean over images of that layer's part of the squared norm, 0..1.
+    """
+
+    indices: Tensor
+    label: Tensor
+    predicted: Tensor
+    loss: Tensor
+    norm: Tensor
+    shares: dict[str, float]
+
+
+def inspect(
+    source: Model, data: str, root: str, out: Path, *, limit: int | None, reading: Reading, console: Console
+) -> None:
+    """Writes `inspect.csv`, every training image by falling gradient norm, and `inspect.png` into `out`.
+
+    Gradients are of each image's own loss, in evaluation and of the middle of the image. Raises ValueError where the
+    data set has other classes than the network.
+    """
+    from alexnet_func.app import plots  # matplotlib takes a second to load
+
+    dataset = datasets.load(data, root=root)
+    score.check_classes(source, data, dataset.classes)
+    split = inputs.limited(dataset.train, limit)
+    # Streamed, since then an index stays that of its file where others cannot be read.
+    images = inputs.source(split, inputs.stored_side(source.arch), reading._replace(stream=True), console, "train")
+    moments = inputs.Moments(source.mean, source.std)
+    found = _find(images, source, moments)
+    scale = _noise_scale(images, source, moments)
+
+    out.mkdir(parents=True, exist_ok=True)
+    order = found.norm.argsort(descending=True)
+    names = [str(path) for path in split.paths] if isinstance(split, datasets.Files) else None
+    _write_csv(out / "inspect.csv", found, order, names, dataset.classes)
+    top = order[:_SHOWN]
+    pixels = _pixels(images, found.indices[top])
+    captions = [
+        f"{dataset.classes[label]}, seen as\n{dataset.classes[guess]}, {norm:.3g}"
+        for label, guess, norm in zip(
+            found.label[top].tolist(), found.predicted[top].tolist(), found.norm[top].tolist(), strict=True
+        )
+    ]
+    plots.inspection(pixels, captions, found.norm, found.shares, out / "inspect.png")
+
+    middle, far = (found.norm.quantile(q).item() for q in (0.5, 0.99))
+    console.print(f"{len(found.norm)} training images: gradient norm {middle:.3g} in the median, {far:.3g} at 99 %")
+    console.print("  ".join(f"{name} {share:.1%}" for name, share in found.shares.items()))
+    console.print(scale)
+    if images.unreadable:
+        console.print(f"{len(images.unreadable)} unreadable left out")
+    console.print(f"wrote {out / 'inspect.png'} and {out / 'inspect.csv'}")
+
+
+def _find(images: inputs.Source, source: Model, moments: inputs.Moments) -> Findings:
+    parts: list[tuple[Tensor, ...]] = []
+    squares: list[Tensor] = []
+    layers: list[str] = []
+    orders = torch.arange(len(images.labels)).split(_BATCH)
+    for index, (x, y) in inputs.indexed_batches(images, orders, source.arch, moments):
+        (examples,) = per_sample.examples(source.params, (x, y), arch=source.arch)
+        by_name = examples.squares()
+        layers = list(dict.fromkeys(name.rpartition(".")[0] for name in by_name))
+        by_layer = [by_name[f"{layer}.weight"] + by_name[f"{layer}.bias"] for layer in layers]
+        squares.append(torch.stack(by_layer).cpu())
+        with torch.no_grad():
+            predicted = model.forward(source.params, x, arch=source.arch).argmax(-1)
+        parts.append((index.cpu(), y.cpu(), predicted.cpu(), examples.losses.cpu()))
+    indices, label, predicted, loss = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    square = torch.cat(squares, 1)
+    total = square.sum(0)
+    shares = (square / total).nan_to_num(0).mean(1)
+    return Findings(indices, label, predicted, loss, total.sqrt(), dict(zip(layers, shares.tolist(), strict=True)))
+
+
+def _noise_scale(images: inputs.Source, source: Model, moments: inputs.Moments) -> str:
+    orders = inputs.shuffle(len(images.labels))[:_FOR_NOISE_SCALE].split(_BATCH)
+    parts = [batch for _, batch in inputs.indexed_batches(images, orders, source.arch, moments)]
+    x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    if len(y) < 3:
+        return "gradient noise scale: needs at least three images"
+    found = curvature.gradient_noise_scale(source.params, (x, y), arch=source.arch, chunk_size=_BATCH)
+    scale, error = float(found.scale), float(found.standard_error)
+    if not 0 < scale < math.inf:
+        return f"gradient noise scale: {len(y)} images are too few to tell their mean gradient from noise"
+    return f"gradient noise scale {scale:,.0f} +- {error:,.0f} images, from {len(y)} of them"
+
+
+def _pixels(images: inputs.Source, index: Tensor) -> Tensor:
+    return torch.cat([pixels.cpu() for _, pixels in images.fetch(index.split(_BATCH))])
+
+
+def _write_csv(path: Path, found: Findings, order: Tensor, names: list[str] | None, classes: tuple[str, ...]) -> None:
+    columns = [tensor[order].tolist() for tensor in found[:5]]
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "file", "label", "predicted", "loss", "gradient_norm"])
+        for index, label, predicted, loss, norm in zip(*columns, strict=True):
+            writer.writerow(
+                [index, names[index] if names else "", classes[label], classes[predicted], f"{loss:.6g}", f"{norm:.6g}"]
+            )
