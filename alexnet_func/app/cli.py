@@ -75,7 +75,7 @@ class Train:
     no_stream: Annotated[Flag, _STREAM] = False
     """Decode them once into memory; the default for the rest. A run's result is the same."""
     workers: Annotated[int | None, _shown_as("N")] = None
-    """Processes that decode a stream; None: one a processor."""
+    """Processes that decode a stream; None: one a processor, and none for up to 1,000 images."""
     skip_bad_images: Flag = False
     """Leave unreadable images out instead of stopping."""
     debug: Flag = False

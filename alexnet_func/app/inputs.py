@@ -21,6 +21,7 @@ from alexnet_func.losses import Batch
 _SHUFFLE_SEED = 1000  # no run's seed by default, so that no key is shared with a run
 _SAMPLE_PIXELS = 2**26
 _SKIP = "; --skip-bad-images leaves such files out"
+_FEW = 1000  # files are read sooner than processes that read them have started
 _BATCH = 256  # images, where nothing but memory depends on it
 
 
@@ -108,7 +109,8 @@ def _decoded(files: Files, side: int, reading: Reading, console: Console, name: 
 
 
 def _streamed(files: Files, side: int, reading: Reading, console: Console) -> Source:
-    workers = (os.cpu_count() or 1) if reading.workers is None else reading.workers
+    chosen = (os.cpu_count() or 1) if len(files.paths) > _FEW else 0
+    workers = chosen if reading.workers is None else reading.workers
     unreadable: list[str] = []
 
     def fetch(orders: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,7 +1,10 @@
+import csv
 import dataclasses
+import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,6 +234,46 @@ def folder(tmp_path):
     return make_folder(tmp_path / "images", (40, 36), 4)
 
 
+def test_inspect_ranks_training_images_by_gradient_norm(tmp_path, folder, capsys):
+    run = tmp_path / "run"
+    options = ["--data", str(folder), "--arch", "alexnet_cifar", "--epochs", "20", "--batch-size", "4", "--lr", "0.005"]
+    assert cli.main(["train", *options, "--out", str(run)]) == 0
+    (folder / "train" / "bright" / "1.png").write_text("no image")
+    shutil.copy(folder / "train" / "dark" / "0.png", folder / "train" / "bright" / "wrong.png")
+    capsys.readouterr()
+    assert cli.main(["inspect", str(run), "--data", str(folder)]) == 1
+    assert "1.png is not a readable image" in capsys.readouterr().err
+    assert cli.main(["inspect", str(run), "--data", str(folder), "--skip-bad-images"]) == 0
+    out = capsys.readouterr().out
+    assert "8 training images: gradient norm " in out
+    assert "1 unreadable left out" in out
+    assert re.search(r"classifier\.6 \d+\.\d%", out)
+    assert "gradient noise scale" in out
+    assert (run / "inspect.png").stat().st_size > 10_000
+
+    with open(run / "inspect.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert Path(rows[0]["file"]).name == "wrong.png"
+    assert (rows[0]["label"], rows[0]["predicted"]) == ("bright", "dark")
+    model = runs.load_model(str(run), torch.device("cpu"))
+    loss = functools.partial(af.loss_fn, arch=model.arch)
+    norms = []
+    for row in rows:
+        image = af.data.images.read(Path(row["file"]), 32)
+        x = af.data.augment.normalize(af.data.augment.to_float(image), model.mean, model.std)
+        y = torch.tensor(["bright", "dark"].index(Path(row["file"]).parent.name))
+        grads, value = torch.func.grad_and_value(loss)(model.params, (x, y))
+        norms.append(sum(g.double().square().sum() for g in grads.values()).sqrt().item())
+        assert float(row["loss"]) == pytest.approx(value.item(), rel=1e-4, abs=1e-6)
+        assert float(row["gradient_norm"]) == pytest.approx(norms[-1], rel=1e-3, abs=1e-6)
+    assert norms == sorted(norms, reverse=True)
+
+    assert cli.main(["inspect", str(run), "--data", str(folder), "--skip-bad-images", "--limit", "2"]) == 0
+    assert "too few to tell" in (out := capsys.readouterr().out) or "at least three" in out
+    assert cli.main(["inspect", str(run)]) == 1
+    assert "the network knows 2 classes (bright, dark), digits has 10" in capsys.readouterr().err
+
+
 @pytest.mark.errors
 def test_eval_and_predict_name_what_is_wrong(tmp_path, folder, capsys):
     assert cli.main([*SHORT, "--out", str(tmp_path / "run")]) == 0
@@ -317,7 +360,9 @@ _WORDS = st.sampled_from(
 
 
 @pytest.mark.errors
-@given(st.sampled_from(["train", "eval", "predict", "fly"]), st.lists(st.one_of(_WORDS, _VALUES), max_size=8))
+@given(
+    st.sampled_from(["train", "eval", "predict", "inspect", "fly"]), st.lists(st.one_of(_WORDS, _VALUES), max_size=8)
+)
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_fuzzed_command_lines_end_without_a_traceback(monkeypatch, command, words):
     # What the options say is read and checked in full; the training itself is left out, as are downloads.
