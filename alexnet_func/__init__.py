@@ -4,6 +4,7 @@
 """
 
 from alexnet_func import (
+    allocator,
     arch,
     captures,
     checkpoint,
@@ -25,6 +26,7 @@ from alexnet_func.losses import loss_fn
 from alexnet_func.model import forward, init
 
 __all__ = [
+    "allocator",
     "arch",
     "captures",
     "checkpoint",

@@ -64,7 +64,11 @@ def grads(
     method: Method = "auto",
     chunk_size: int | None = None,
 ) -> Params:
-    """Every example's gradient, [N, *shape] by parameter name: N times the memory of the parameters."""
+    """Every example's gradient, [N, *shape] by parameter name: N times the memory of the parameters.
+
+    Row n is `grad(loss)` of example n alone, to rounding; what is not finite in it is not finite here. N = 0 gives
+    [0, *shape].
+    """
     parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
     return _joined([part.grads() for part in parts])
 
@@ -79,7 +83,11 @@ def norms(
     method: Method = "auto",
     chunk_size: int | None = None,
 ) -> Float[Tensor, "n"]:
-    """The 2-norm of every example's gradient over all parameters, [N]."""
+    """The 2-norm of every example's gradient over all parameters, [N].
+
+    Within 1e-5 relative in float32. 0 for a zero gradient; inf or NaN for an example whose gradient is not finite, or
+    whose squares overflow, and for no other. N = 0 gives [0].
+    """
     parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
     return torch.cat([_norms(part) for part in parts])
 
@@ -96,7 +104,7 @@ def layer_norms(
 ) -> dict[str, Float[Tensor, "n"]]:
     """The 2-norm of every example's gradient by each parameter, [N] by parameter name.
 
-    Their squares add up to the squares of `norms`.
+    Their squares add up to the squares of `norms`, and the same holds for each of them.
     """
     parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
     return _joined([{name: square.sqrt() for name, square in part.squares().items()} for part in parts])
@@ -115,7 +123,8 @@ def dots(
 ) -> Float[Tensor, "n"]:
     """`<g_n, direction>` for every example, [N]: how fast its loss rises along `direction`, which is like `params`.
 
-    Raises ValueError that lists every missing, unknown or misshapen tensor of `direction`.
+    Not finite for an example whose gradient is not. Raises ValueError that lists every missing, unknown or misshapen
+    tensor of `direction`.
     """
     check_named_tensors({name: tuple(p.shape) for name, p in params.items()}, direction, "direction")
     parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
@@ -137,7 +146,9 @@ def clipped_sum(
     """`sum_n w_n min(1, max_norm / |g_n|) g_n` by parameter name, and the norms |g_n| before clipping, [N].
 
     Abadi et al. 2016, algorithm 1, without an epsilon: nothing is scaled up, and no clipped gradient is longer than
-    `max_norm` but by rounding. `weights` w_n are 1 unless given; 0 leaves an example out, as padding needs.
+    `max_norm` but by rounding. `weights` w_n are 1 unless given; 0 leaves an example out, as padding needs, if its
+    gradient is finite. A zero gradient has scale 1; `max_norm` 0 gives zeros and inf the plain sum, N times the
+    gradient of the mean loss; an example whose norm is not finite makes the sum NaN. N = 0 gives zeros.
     """
     options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method}
     clipped, found, _ = clipped_sum_and_losses(
@@ -247,7 +258,10 @@ def count(batch: Any) -> int:
     counts = {len(leaf) if leaf.dim() else None for leaf in leaves}
     if len(counts) != 1 or None in counts:
         shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves)
-        raise ValueError(f"batch must be tensors with one leading axis of N examples, got shapes {shapes}")
+        raise ValueError(
+            f"batch must be tensors with one leading axis of N examples, got shapes {shapes}; "
+            "one example, as vmap over examples sees it, is a batch of one: x[None]"
+        )
     (count,) = counts
     assert count is not None
     return count

@@ -4,7 +4,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,38 @@ class Timing(NamedTuple):
     median: float
     best: float
     worst: float
+
+
+class Row(NamedTuple):
+    """A line of a table: a rival's time, that of what it is compared with, and its memory, where they were measured."""
+
+    title: str
+    name: str
+    seconds: Timing | None
+    base: Timing | None
+    mebibytes: float | None
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown, a part for each title; ratios are of medians."""
+    lines: list[str] = []
+    for title in dict.fromkeys(row.title for row in rows):
+        part = [row for row in rows if row.title == title]
+        lines += [
+            f"### {title}",
+            "",
+            "| | median ms | best | worst | ratio | peak MiB |",
+            "|---|---:|---:|---:|---:|---:|",
+        ]
+        for row in part:
+            times = ["", "", "", ""]
+            if row.seconds is not None and row.base is not None:
+                times = [f"{second * 1e3:,.1f}" for second in row.seconds]
+                times.append(f"{row.seconds.median / row.base.median:.2f}")
+            peak = "" if row.mebibytes is None else f"{row.mebibytes:,.0f}"
+            lines.append(f"| {row.name} | {' | '.join(times)} | {peak} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def interleaved(rivals: Mapping[str, Callable[[], object]], *, repeats: int = 9, warmups: int = 2) -> dict[str, Timing]:

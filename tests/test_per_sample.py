@@ -225,6 +225,8 @@ def test_mistakes_are_named(params, batch, direction, key, method):
     options = {"arch": TINY, "method": method}
     with pytest.raises(ValueError, match=r"one leading axis of N examples, got shapes \[3, 15, 15\], \[\]"):
         per_sample.norms(params, (x[0], y[0]), **options)
+    with pytest.raises(ValueError, match=r"one example, as vmap over examples sees it, is a batch of one: x\[None\]"):
+        vmap(lambda image, label: per_sample.norms(params, (image, label), **options))(x, y)
     with pytest.raises(ValueError, match=r"one leading axis of N examples, got shapes \[4, 3, 15, 15\], \[5\]"):
         per_sample.norms(params, (x[:4], y), **options)
     with pytest.raises(ValueError, match="max_norm must not be negative or NaN, got -1"):

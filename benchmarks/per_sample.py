@@ -1,0 +1,217 @@
+"""What do per-sample gradients cost? Norms, clipped sums and all gradients, against plain steps and other libraries."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, vmap
+
+import alexnet_func as af
+from benchmarks import memory, timing
+from benchmarks.timing import Row
+
+RATE = 0.01
+MAX_NORM = 1.0
+CHUNK = 8  # examples whose gradients of the 224x224 network are materialised at once: 2 GB
+
+
+class Case(NamedTuple):
+    """A network on N images."""
+
+    arch: str
+    n: int
+
+
+LARGE, SMALL, ALL_GRADIENTS = Case("alexnet", 64), Case("alexnet_cifar", 256), Case("alexnet", 16)
+
+
+class Setting(NamedTuple):
+    """The same numbers for every rival."""
+
+    arch: af.arch.Arch
+    params: dict[str, Tensor]
+    x: Tensor
+    y: Tensor
+
+
+def setting(case: Case) -> Setting:
+    """Drawn from fixed keys; no dropout, so that every rival computes the same."""
+    arch = af.arch.get(case.arch)
+    init_key, image_key, label_key = af.random.split(af.random.key(0), 3).unbind()
+    x = af.random.normal(image_key, (case.n, 3, arch.image_size, arch.image_size))
+    y = af.random.randint(label_key, (case.n,), 0, arch.num_classes).long()
+    return Setting(arch, af.init(init_key, arch), x, y)
+
+
+def module_of(given: Setting) -> nn.Module:
+    """The same network as a plain sequence without dropout or in-place layers, as all libraries take it."""
+    module = af.interop.to_module(given.params, given.arch)
+    layers = [*module.features, *module.avgpool, nn.Flatten(), *module.classifier]  # type: ignore[misc]
+    plain = [
+        nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in layers if not isinstance(layer, nn.Dropout)
+    ]
+    return nn.Sequential(*plain).train()
+
+
+def plain_step(given: Setting) -> Callable[[], None]:
+    """An ordinary step of the module in torchvision's layout: what the others are held against."""
+    module = af.interop.to_module(given.params, given.arch)
+    optimizer = torch.optim.SGD(module.parameters(), RATE, momentum=0.9)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(given.x), given.y).backward()
+        optimizer.step()
+
+    return run
+
+
+def clipped_step(given: Setting, method: af.per_sample.Method, chunk: int | None) -> Callable[[], dict[str, Tensor]]:
+    """A step on clipped gradients without noise; returns the parameters."""
+    options: dict[str, Any] = {"arch": given.arch, "method": method, "chunk_size": chunk}
+
+    shares = torch.full((len(given.y),), 1 / len(given.y))
+
+    def grad_fn(params: dict, batch: tuple, key: Tensor) -> tuple:
+        mean, norms = af.per_sample.clipped_sum(params, batch, MAX_NORM, weights=shares, **options)
+        return mean, {"loss": norms.mean()}
+
+    optimizer = af.optim.sgd(RATE, momentum=0.9)
+    step = af.train.make_step(None, optimizer, grad_fn=grad_fn)
+    state = af.train.create_state(given.params, optimizer, key=af.random.key(1))
+
+    def run() -> dict[str, Tensor]:
+        nonlocal state
+        state, _ = step(state, (given.x, given.y))
+        return state.params
+
+    return run
+
+
+def norms(given: Setting) -> Callable[[], Tensor]:
+    return lambda: af.per_sample.norms(given.params, (given.x, given.y), arch=given.arch)
+
+
+def layerwise_grads(given: Setting) -> Callable[[], dict[str, Tensor]]:
+    return lambda: af.per_sample.grads(given.params, (given.x, given.y), arch=given.arch, method="layerwise")
+
+
+def vmapped_grads(given: Setting) -> Callable[[], dict[str, Tensor]]:
+    """As torch.func's tutorial has it."""
+    each = vmap(grad(functools.partial(af.loss_fn, arch=given.arch)), in_dims=(None, (0, 0)))
+
+    def run() -> dict[str, Tensor]:
+        with torch.no_grad():
+            return each(given.params, (given.x, given.y))
+
+    return run
+
+
+def one_gradient(given: Setting) -> Callable[[], None]:
+    """The plain gradient of the module's mean loss."""
+    module = af.interop.to_module(given.params, given.arch)
+
+    def run() -> None:
+        module.zero_grad()
+        nn.functional.cross_entropy(module(given.x), given.y).backward()
+
+    return run
+
+
+# By name, so that a process of its own can measure their memory.
+CALLS: Mapping[str, Callable[[Setting], Callable[[], object]]] = {
+    "plain step, nn.Module": plain_step,
+    "norms": norms,
+    "clipped sum, update": lambda given: clipped_step(given, "auto", None),
+    "vmap(grad) in chunks, update": lambda given: clipped_step(given, "vmap", CHUNK if given.x.shape[-1] > 32 else 32),
+    "one gradient, nn.Module": one_gradient,
+    "all gradients": layerwise_grads,
+    "all gradients, vmap(grad)": vmapped_grads,
+}
+STEPS = ("plain step, nn.Module", "norms", "clipped sum, update", "vmap(grad) in chunks, update")
+GRADIENTS = ("one gradient, nn.Module", "all gradients", "all gradients, vmap(grad)")
+
+
+def call(name: str, case: Case) -> Callable[[], object]:
+    return CALLS[name](setting(case))
+
+
+def run(quick: bool) -> Iterator[list[Row]]:
+    """A table for each of the three cases, relative to its first row, and then memory by N."""
+    for case, names in ((LARGE, STEPS), (SMALL, STEPS), (ALL_GRADIENTS, GRADIENTS)):
+        small = case._replace(n=4) if quick else case
+        given = setting(small)
+        rivals = {name: CALLS[name](given) for name in names}
+        rivals |= _peers(small, given, gradients=names is GRADIENTS)
+        _assert_equal(given, rivals)
+        measured = timing.interleaved(rivals, repeats=1 if quick else 7, warmups=1)
+        title = f"{case.arch} {given.arch.image_size}x{given.arch.image_size}, N = {small.n}"
+        peaks = {} if quick else {name: memory.peak(call, name, small)[1] for name in names}
+        yield [Row(title, name, timed, measured[names[0]], peaks.get(name)) for name, timed in measured.items()]
+    if not quick:
+        yield _memory_rows()
+
+
+def _memory_rows() -> list[Row]:
+    rows = []
+    for n in (1, 4, 16, 64, 256):
+        for name in ("all gradients", "norms", "clipped sum, update"):
+            # 64 materialised gradients are 16 GB, 256 are 63.
+            fits = name != "all gradients" or n <= 16
+            peak = memory.peak(call, name, Case("alexnet", n))[1] if fits else None
+            rows.append(Row(f"memory, alexnet 224x224, N = {n}", name, None, None, peak))
+    return rows
+
+
+def _peers(case: Case, given: Setting, gradients: bool) -> dict[str, Callable[[], object]]:
+    """Those that are installed."""
+    found: dict[str, Callable[[], object]] = {}
+
+    def of(run: Callable[[Tensor, Tensor], object]) -> Callable[[], object]:
+        return lambda: run(given.x, given.y)
+
+    try:
+        from benchmarks.peers import by_opacus
+
+        if gradients:
+            found["all gradients, Opacus hooks"] = of(by_opacus.grads(module_of(given), "hooks"))
+            found["all gradients, Opacus ew"] = of(by_opacus.grads(module_of(given), "ew"))
+        else:
+            found["Opacus ghost clipping, update"] = of(by_opacus.ghost_step(module_of(given), MAX_NORM, case.n, RATE))
+    except ImportError:
+        print("opacus is not installed: pip install -e '.[peers]'")
+    try:
+        from benchmarks.peers import by_backpack
+
+        if not gradients:
+            chunk = CHUNK if given.x.shape[-1] > 32 else 32
+            found["BackPACK norms"] = of(by_backpack.norms(module_of(given)))
+            found["BackPACK in chunks, update"] = of(by_backpack.clipped_step(module_of(given), MAX_NORM, RATE, chunk))
+    except ImportError:
+        print("backpack is not installed: pip install -e '.[peers]'")
+    return found
+
+
+def _assert_equal(given: Setting, rivals: Mapping[str, Callable[[], object]]) -> None:
+    """The routes agree on a few of the examples, before anything is timed."""
+    few = given._replace(x=given.x[:4], y=given.y[:4])
+    expected = vmapped_grads(few)()
+    for name, g in layerwise_grads(few)().items():
+        torch.testing.assert_close(g, expected[name], rtol=1e-3, atol=1e-5)
+    squares = torch.stack([g.double().flatten(1).square().sum(1) for g in expected.values()]).sum(0)
+    torch.testing.assert_close(norms(few)().double(), squares.sqrt(), rtol=1e-5, atol=0)
+    if "BackPACK norms" in rivals:
+        torch.testing.assert_close(norms(given)(), rivals["BackPACK norms"](), rtol=1e-4, atol=0)
+    by_layer, by_vmap = (clipped_step(few, method, None)() for method in ("layerwise", "vmap"))
+    for name, p in by_layer.items():
+        torch.testing.assert_close(p, by_vmap[name], rtol=1e-5, atol=1e-7)
+    ours: Any = clipped_step(given, "layerwise", None)()
+    for name in ("Opacus ghost clipping, update", "BackPACK in chunks, update"):
+        theirs: Any = rivals[name]() if name in rivals else list(ours.values())
+        for p, q, start in zip(ours.values(), theirs, given.params.values(), strict=True):
+            # Of the change: the parameters themselves hardly move. Opacus adds 1e-6 to the norms it divides by.
+            torch.testing.assert_close(
+                p - start, q - start, rtol=0.01, atol=1e-8 + 2e-3 * float((p - start).abs().max())
+            )
