@@ -20,9 +20,6 @@ def peak(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> tuple
 def _measure(prepare: Callable[..., Callable[[], object]], arguments: tuple) -> tuple[float, float]:
     import torch
 
-    from alexnet_func import allocator
-
-    allocator.keep_freed_memory()
     torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # the libraries' own buffers
     idle = _status("VmRSS")
     call = prepare(*arguments)

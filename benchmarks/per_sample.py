@@ -139,19 +139,28 @@ def call(name: str, case: Case) -> Callable[[], object]:
 
 
 def run(quick: bool) -> Iterator[list[Row]]:
-    """A table for each of the three cases, relative to its first row, and then memory by N."""
-    for case, names in ((LARGE, STEPS), (SMALL, STEPS), (ALL_GRADIENTS, GRADIENTS)):
-        small = case._replace(n=4) if quick else case
-        given = setting(small)
-        rivals = {name: CALLS[name](given) for name in names}
-        rivals |= _peers(small, given, gradients=names is GRADIENTS)
-        _assert_equal(given, rivals)
-        measured = timing.interleaved(rivals, repeats=1 if quick else 7, warmups=1)
-        title = f"{case.arch} {given.arch.image_size}x{given.arch.image_size}, N = {small.n}"
-        peaks = {} if quick else {name: memory.peak(call, name, small)[1] for name in names}
-        yield [Row(title, name, timed, measured[names[0]], peaks.get(name)) for name, timed in measured.items()]
+    """A table for each of two networks, relative to a plain step."""
+    for case in (LARGE, SMALL):
+        yield _measured(case, STEPS, quick)
+
+
+def run_gradients(quick: bool) -> Iterator[list[Row]]:
+    """All gradients of 16 images, relative to one gradient; and memory by N."""
+    yield _measured(ALL_GRADIENTS, GRADIENTS, quick)
     if not quick:
         yield _memory_rows()
+
+
+def _measured(case: Case, names: tuple[str, ...], quick: bool) -> list[Row]:
+    case = case._replace(n=4) if quick else case
+    given = setting(case)
+    rivals = {name: CALLS[name](given) for name in names}
+    rivals |= _peers(case, given, gradients=names is GRADIENTS)
+    _assert_equal(given, rivals)
+    measured = timing.interleaved(rivals, repeats=1 if quick else 7, warmups=1)
+    peaks = {} if quick else {name: memory.peak(call, name, case)[1] for name in names}
+    title = f"{case.arch} {given.arch.image_size}x{given.arch.image_size}, N = {case.n}"
+    return [Row(title, name, timed, measured[names[0]], peaks.get(name)) for name, timed in measured.items()]
 
 
 def _memory_rows() -> list[Row]:

@@ -14,9 +14,14 @@ def test_python_blocks_run_as_written(capsys):
     namespace = {}
     for block in BLOCKS:
         exec(compile(block, str(README), "exec"), namespace)
-    assert capsys.readouterr().out == "torch.Size([4, 10, 512])\n"
+    shape, private = capsys.readouterr().out.splitlines()
+    assert shape == "torch.Size([4, 10, 512])"
+    assert re.fullmatch(r"[89]\d% right, epsilon 3\.26 at delta 1e-4", private)
     assert namespace["sweep"].shape == (2, 4, 1000)
-    assert namespace["state"].step.item() == 2
+    assert namespace["norms"].shape == namespace["slopes"].shape == (8,)
+    assert namespace["metrics"]["losses"].shape == (3,)
+    assert namespace["logits"].shape == (8, 10)
+    assert namespace["kernel"].shape == (2, 2, 10, 10)
 
 
 def test_make_targets_exist():
