@@ -112,7 +112,8 @@ def table(rows: Sequence[Row]) -> "RenderableType":
 
     made = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("", "quantity", "dtype", "N x H x W", "route / against", "share", "worst"):
-        made.add_column(heading, justify="right" if heading == "share" else "left", overflow="fold")
+        width = 13 if heading == "quantity" else None  # of the longest arch, which stands there too
+        made.add_column(heading, justify="right" if heading == "share" else "left", overflow="fold", min_width=width)
     colours = {"pass": "green", "FAIL": "bold red", "skip": "yellow"}
     for arch in dict.fromkeys(row.problem.arch for row in rows):
         made.add_row("", Text(arch, "bold"))
