@@ -14,7 +14,7 @@ from benchmarks.timing import Row
 
 RATE = 0.01
 MAX_NORM = 1.0
-CHUNK = 8  # examples whose gradients of the 224x224 network are materialised at once: 2 GB
+CHUNK = 4  # examples whose gradients of the 224x224 network are materialised at once: 1 GB
 
 
 class Case(NamedTuple):
