@@ -6,7 +6,8 @@
     step = train.make_step(None, optimizer, grad_fn=ensemble.grad_fn(loss_fn))
 
 Member i computes what it would compute alone: its own parameters, key and learning rate, and either the batch that all
-share or its own. Images [C, H, W] or [N, C, H, W] are shared; [M, N, C, H, W] are a batch for each member.
+share or its own. On a CPU a compiled call with a small `chunk_size` runs faster, and compiles longer, since `vmap` turns
+convolutions into grouped ones and chunks are compiled one after the other. Images [C, H, W] or [N, C, H, W] are shared; [M, N, C, H, W] are a batch for each member.
 """
 
 import functools
@@ -69,10 +70,15 @@ def unstack(stacked: Params) -> list[Params]:
 
 
 def forward(
-    stacked: Params, x: Float[Tensor, "*b c h w"], *, arch: Arch = ALEXNET, key: Keys | None = None
+    stacked: Params,
+    x: Float[Tensor, "*b c h w"],
+    *,
+    arch: Arch = ALEXNET,
+    key: Keys | None = None,
+    chunk_size: int | None = None,
 ) -> Float[Tensor, "m *n classes"]:
     """Every member's logits, [M, N, classes] or [M, classes]. With a key [2] member i has `split(key, M)[i]`, or row i
-    of a key [M, 2].
+    of a key [M, 2]. `chunk_size` is `vmap`'s: so many members at once.
 
     Raises ValueError for stacked parameters or images that differ in M; the rest as `model.forward` raises it.
     """
@@ -83,7 +89,7 @@ def forward(
     def one(params: Params, x: Tensor, key: Tensor | None) -> Tensor:
         return model.forward(params, x, arch=arch, key=key)
 
-    return vmap(one, in_dims=in_dims)(stacked, x, keys)
+    return vmap(one, in_dims=in_dims, chunk_size=chunk_size)(stacked, x, keys)
 
 
 def average(stacked: Params, x: Float[Tensor, "*n c h w"], *, arch: Arch = ALEXNET) -> Float[Tensor, "*n classes"]:
@@ -95,11 +101,11 @@ def average(stacked: Params, x: Float[Tensor, "*n c h w"], *, arch: Arch = ALEXN
     return log_p.logsumexp(0) - math.log(len(log_p))
 
 
-def grad_fn(loss_fn: Loss) -> GradFn:
+def grad_fn(loss_fn: Loss, *, chunk_size: int | None = None) -> GradFn:
     """For `train.make_step`: every member's own gradient of `loss_fn(params, batch, key=key)`.
 
     The batch is one for all, or (x [M, N, C, H, W], y [M, N]), one a member. Member i has the key `split(key, M)[i]`.
-    Metrics: "losses" [M], and their mean, "loss".
+    Metrics: "losses" [M], and their mean, "loss". `chunk_size` is `vmap`'s: so many members at once.
     """
 
     def gradients(stacked: Params, batch: Batch, key: Tensor) -> tuple[Params, dict[str, Tensor]]:
@@ -108,7 +114,8 @@ def grad_fn(loss_fn: Loss) -> GradFn:
 
         count = _count(stacked)
         keys = _member_keys(key, count)
-        grads, losses = vmap(one, in_dims=(0, _batch_dim(batch[0], count), 0))(stacked, batch, keys)
+        in_dims = (0, _batch_dim(batch[0], count), 0)
+        grads, losses = vmap(one, in_dims=in_dims, chunk_size=chunk_size)(stacked, batch, keys)
         return grads, {"loss": losses.mean(), "losses": losses}
 
     return gradients

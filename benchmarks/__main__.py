@@ -27,7 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="GLOB", default="*", help=f"of {', '.join(QUESTIONS)}")
     parser.add_argument("--quick", action="store_true", help="small inputs once: whether it runs, not how fast")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="write DIR/<question>-cpu.json and .md")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="write DIR/cpu/<question>.json and .md")
     options = parser.parse_args()
     chosen = [name for name in QUESTIONS if fnmatch.fnmatch(name, options.only)]
     if len(chosen) > 1:  # each in a process of its own, so that none meets what another left
@@ -46,11 +46,12 @@ def main() -> int:
             print(timing.table(part), flush=True)
             rows += part
         if options.out is not None:
-            options.out.mkdir(parents=True, exist_ok=True)
+            folder = options.out / "cpu"
+            folder.mkdir(parents=True, exist_ok=True)
             command = f"Made by `python -m benchmarks --only {name} --out {options.out}`" + " --quick" * options.quick
-            (options.out / f"{name}-cpu.md").write_text(f"# {name}\n\n{command}.\n\n{header}\n\n{timing.table(rows)}")
+            (folder / f"{name}.md").write_text(f"# {name}\n\n{command}.\n\n{header}\n\n{timing.table(rows)}")
             entries = {"about": header, "rows": [row._asdict() for row in rows]}
-            (options.out / f"{name}-cpu.json").write_text(json.dumps(entries, indent=1) + "\n")
+            (folder / f"{name}.json").write_text(json.dumps(entries, indent=1) + "\n")
     return 0
 
 

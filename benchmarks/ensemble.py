@@ -36,8 +36,10 @@ def _modules(arch: af.arch.Arch, stacked: dict[str, Tensor]) -> list[nn.Module]:
 
 def _forwards(arch: af.arch.Arch, stacked: dict, x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
     modules = _modules(arch, stacked)
-    forward = functools.partial(af.ensemble.forward, arch=arch)
-    compiled = torch.compile(forward, fullgraph=True)
+
+    def compiled(chunk_size: int | None) -> Callable:
+        forward = functools.partial(af.ensemble.forward, arch=arch, chunk_size=chunk_size)
+        return torch.compile(lambda stacked, x: forward(stacked, x), fullgraph=True)
 
     def loop() -> Tensor:
         with torch.no_grad():
@@ -50,7 +52,11 @@ def _forwards(arch: af.arch.Arch, stacked: dict, x: Tensor, y: Tensor) -> dict[s
 
         return call
 
-    rivals = {"loop over eager modules": loop, "vmap, eager": of(forward), "vmap, compiled": of(compiled)}
+    rivals = {
+        "loop over eager modules": loop,
+        "vmap, compiled": of(compiled(None)),
+        "vmap in chunks of 1, compiled": of(compiled(1)),
+    }
     for rival in rivals.values():
         torch.testing.assert_close(rival(), loop(), rtol=1e-3, atol=1e-4)
     return dict(rivals)
@@ -74,9 +80,10 @@ def _steps(arch: af.arch.Arch, stacked: dict, x: Tensor, y: Tensor) -> dict[str,
         return af.loss_fn(params, batch, arch=arch)
 
     optimizer = af.optim.sgd(RATE, momentum=0.9)
-    step = af.train.make_step(None, optimizer, grad_fn=af.ensemble.grad_fn(loss_fn))
 
-    def of(step: af.train.Step) -> Callable[[], Tensor]:
+    def of(chunk_size: int | None) -> Callable[[], Tensor]:
+        grad_fn = af.ensemble.grad_fn(loss_fn, chunk_size=chunk_size)
+        step = af.train.compile_step(af.train.make_step(None, optimizer, grad_fn=grad_fn), donate=True)
         state = af.train.create_state(stacked, optimizer, key=af.random.key(2))
 
         def call() -> Tensor:
@@ -88,8 +95,8 @@ def _steps(arch: af.arch.Arch, stacked: dict, x: Tensor, y: Tensor) -> dict[str,
 
     rivals = {
         "loop over eager modules": loop,
-        "vmap, eager": of(step),
-        "vmap, compiled, donated": of(af.train.compile_step(step, donate=True)),
+        "vmap, compiled, donated": of(None),
+        "vmap in chunks of 2, compiled, donated": of(2),
     }
     first = loop()
     for name in list(rivals)[1:]:

@@ -55,11 +55,12 @@ def test_unstack_is_the_inverse_of_stack(shapes, count):
 
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("dropout", [False, True])
-def test_forward_is_a_loop_over_the_members(stacked, members, keys, key, own, dropout):
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+def test_forward_is_a_loop_over_the_members(stacked, members, keys, key, own, dropout, chunk_size):
     xs = torch.stack([images(TINY, 4, torch.float64, seed=i)[0] for i in range(MEMBERS)])
     x = xs if own else xs[0]
     for given_key in (key, keys) if dropout else (None,):
-        ours = ensemble.forward(stacked, x, arch=TINY, key=given_key)
+        ours = ensemble.forward(stacked, x, arch=TINY, key=given_key, chunk_size=chunk_size)
         for i, member in enumerate(members):
             member_key = keys[i] if dropout else None
             close(ours[i], af.forward(member, xs[i] if own else x, arch=TINY, key=member_key))
@@ -89,9 +90,10 @@ def rising(rate):
 
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("make", [rising, functools.partial(optim.adamw, weight_decay=0.1)])
-def test_training_is_a_loop_over_the_members_each_with_its_key_and_rate(stacked, members, key, own, make):
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_training_is_a_loop_over_the_members_each_with_its_key_and_rate(stacked, members, key, own, make, chunk_size):
     optimizer = ensemble.optimizer(make, RATES)
-    step = train.make_step(None, optimizer, grad_fn=ensemble.grad_fn(tiny_loss))
+    step = train.make_step(None, optimizer, grad_fn=ensemble.grad_fn(tiny_loss, chunk_size=chunk_size))
     state = train.create_state(stacked, optimizer, key=key)
     alone = [(m, make(rate).init(m)) for m, rate in zip(members, RATES, strict=True)]
     for i in range(4):
