@@ -20,6 +20,7 @@ from alexnet_func import (
     precision,
     privacy,
     random,
+    routes,
     train,
 )
 from alexnet_func.losses import loss_fn
@@ -45,5 +46,6 @@ __all__ = [
     "precision",
     "privacy",
     "random",
+    "routes",
     "train",
 ]

@@ -2,6 +2,6 @@
 
 import sys
 
-from alexnet_func.app.cli import main
+from alexnet_func.app.cli import script
 
-sys.exit(main())
+sys.exit(script())

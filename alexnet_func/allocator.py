@@ -1,10 +1,19 @@
-"""How a CPU's tensors get their memory from the C library, and the one setting of it that pays."""
+"""How a CPU's tensors get their memory, and the two settings of it that pay. `alexnet` makes both."""
 
 import ctypes
 import os
 
 # mallopt's parameters, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+
+def use_huge_pages() -> None:
+    """Makes torch ask for transparent huge pages: fresh large tensors are then filled several times faster.
+
+    Must come before the process's first tensor; torch's own variable, THP_MEM_ALLOC_ENABLE, stays where the user set
+    it.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def keep_freed_memory() -> bool:

@@ -6,8 +6,10 @@
     step = train.make_step(None, optimizer, grad_fn=ensemble.grad_fn(loss_fn))
 
 Member i computes what it would compute alone: its own parameters, key and learning rate, and either the batch that all
-share or its own. On a CPU a compiled call with a small `chunk_size` runs faster, and compiles longer, since `vmap` turns
-convolutions into grouped ones and chunks are compiled one after the other. Images [C, H, W] or [N, C, H, W] are shared; [M, N, C, H, W] are a batch for each member.
+share or its own. Images [C, H, W] or [N, C, H, W] are shared; [M, N, C, H, W] are a batch for each member.
+
+On a CPU a compiled call with a small `chunk_size` runs faster, and compiles longer: `vmap` turns convolutions into
+grouped ones, and chunks are compiled one after the other.
 """
 
 import functools

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from alexnet_func.arch import ALEXNET, Arch
-from alexnet_func.model import Params, forward
+from alexnet_func.model import PLAIN, Params, Table, forward
 
 Batch = tuple[Tensor, Tensor]
 
@@ -51,15 +51,20 @@ def confusion_matrix(
 
 
 def loss_fn(
-    params: Params, batch: Batch, *, arch: Arch = ALEXNET, key: Int32[Tensor, "*k 2"] | None = None
+    params: Params,
+    batch: Batch,
+    *,
+    arch: Arch = ALEXNET,
+    key: Int32[Tensor, "*k 2"] | None = None,
+    table: Table = PLAIN,
 ) -> Float[Tensor, ""]:
-    """`cross_entropy(forward(params, x, arch=arch, key=key), y)` for `batch = (x, y)`.
+    """`cross_entropy(forward(params, x, arch=arch, key=key, table=table), y)` for `batch = (x, y)`.
 
     Labels are checked before the forward pass. Errors as `forward` and `check_labels` raise them.
     """
     x, y = batch
     check_labels(y, arch.num_classes)
-    return cross_entropy(forward(params, x, arch=arch, key=key), y)
+    return cross_entropy(forward(params, x, arch=arch, key=key, table=table), y)
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

@@ -94,6 +94,7 @@ def forward(
     *,
     arch: Arch = ALEXNET,
     key: Int32[Tensor, "*k 2"] | None = None,
+    table: Table = PLAIN,
 ) -> Float[Tensor, "*n classes"]:
     """Logits [N, classes] of images [N, C, H, W], or [classes] of one image [C, H, W].
 
@@ -103,14 +104,14 @@ def forward(
     keeps a value where `bernoulli(fold_in(example_key, i), 1 - rate, shape)`.
 
     `x` is cast to the parameters' dtype, which the logits have. In evaluation `ALEXNET` gives the bits of
-    `torchvision.models.alexnet`.
+    `torchvision.models.alexnet`. Another `table` of layer functions (see `routes`) computes the same to rounding.
 
     Raises TypeError for integer images or something that is no key; ValueError for images of another shape than
     the arch takes, for parameters that are missing, unknown, misshapen, of mixed dtype or on another device.
     """
     check_inputs(arch, params, x, key)
     dtype = next(iter(params.values())).dtype
-    return walk(arch, params, x.to(dtype), key, PLAIN)
+    return walk(arch, params, x.to(dtype), key, table)
 
 
 def walk(arch: Arch, params: Params, x: Tensor, key: Tensor | None, table: Table) -> Tensor:

@@ -57,27 +57,21 @@ def sgd(
     def init(params: Params) -> OptState:
         return {"velocity": {name: torch.zeros_like(p) for name, p in params.items()}} if momentum else {}
 
-    def decayed(g: Tensor, p: Tensor) -> Tensor:
-        return _add_scaled(g, p, weight_decay) if weight_decay else g
+    def decayed(grads: Params, params: Params) -> Params:
+        return _add_scaled(grads, params, weight_decay) if weight_decay else grads
 
     def update_torch(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
-        descent = {name: decayed(grads[name], p) for name, p in params.items()}
+        descent = decayed(grads, params)
         if momentum:
-            velocity = {name: opt_state["velocity"][name] * momentum + g for name, g in descent.items()}
+            velocity = _each("add", _each("mul", opt_state["velocity"], momentum), descent)
             opt_state = {"velocity": velocity}
-            descent = (
-                {name: _add_scaled(g, velocity[name], momentum) for name, g in descent.items()}
-                if nesterov
-                else velocity
-            )
-        return {name: _descend(p, descent[name], learning_rate, step) for name, p in params.items()}, opt_state
+            descent = _add_scaled(descent, velocity, momentum) if nesterov else velocity
+        return _descend(params, descent, learning_rate, step), opt_state
 
     def update_paper(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
-        velocity = {}
-        for name, p in params.items():
-            start = opt_state["velocity"][name] * momentum if momentum else torch.zeros_like(p)
-            velocity[name] = _descend(start, decayed(grads[name], p), learning_rate, step)
-        return {name: p + velocity[name] for name, p in params.items()}, {"velocity": velocity} if momentum else {}
+        kept = _each("mul", opt_state["velocity"], momentum) if momentum else _each("zeros_like", params)
+        velocity = _descend(kept, decayed(grads, params), learning_rate, step)
+        return _each("add", params, velocity), {"velocity": velocity} if momentum else {}
 
     return Optimizer(init, update_torch if form == "torch" else update_paper)
 
@@ -169,19 +163,43 @@ def _rate(learning_rate: float | Tensor | Schedule, step: Tensor) -> Tensor:
     return (learning_rate if callable(learning_rate) else constant(learning_rate))(step)
 
 
-def _descend(p: Tensor, direction: Tensor, learning_rate: float | Tensor | Schedule, step: Tensor) -> Tensor:
-    return _add_scaled(p, direction, -learning_rate(step) if callable(learning_rate) else -learning_rate)
+def _descend(params: Params, direction: Params, learning_rate: float | Tensor | Schedule, step: Tensor) -> Params:
+    return _add_scaled(params, direction, -learning_rate(step) if callable(learning_rate) else -learning_rate)
 
 
-def _add_scaled(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
+def _add_scaled(a: Params, b: Params, scale: float | Tensor) -> Params:
     """`a + scale * b`, eagerly with one rounding as in torch.optim; the plain expression rounds twice."""
     if isinstance(scale, Tensor):
-        wide = torch.promote_types(a.dtype, torch.float32)  # a rate rounded to bfloat16 would be off by 0.4 %
-        return torch.addcmul(a.to(wide), b.to(wide), scale.to(wide)).to(a.dtype)
+        return {name: _add_scaled_by_tensor(value, b[name], scale) for name, value in a.items()}
     if torch.compiler.is_compiling():
         # Inductor turns add(matmul, b, alpha=s) into addmm and loses s (seen in torch 2.11 to 2.14).
-        return a + scale * b
-    return torch.add(a, b, alpha=scale)
+        return {name: value + scale * b[name] for name, value in a.items()}
+    return _each("add", a, b, alpha=scale)
+
+
+def _add_scaled_by_tensor(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    wide = torch.promote_types(a.dtype, torch.float32)  # a rate rounded to bfloat16 would be off by 0.4 %
+    return torch.addcmul(a.to(wide), b.to(wide), scale.to(wide)).to(a.dtype)
+
+
+def _each(operation: str, tensors: Params, *operands: Params | float, **options: float) -> Params:
+    """`torch.<operation>` of every tensor and its namesakes in the operands.
+
+    Where nothing traces or maps the tensors this is one `torch._foreach_` call, on CUDA a launch or two for all.
+    """
+    listed = [[o[name] for name in tensors] if isinstance(o, dict) else [o] * len(tensors) for o in operands]
+    fused = getattr(torch, f"_foreach_{operation}", None)
+    values = list(tensors.values())
+    if fused is None or torch.compiler.is_compiling() or any(map(_is_wrapped, values)):
+        results = [getattr(torch, operation)(*of_one, **options) for of_one in zip(values, *listed, strict=True)]
+    else:
+        whole = [each if isinstance(o, dict) else o for o, each in zip(operands, listed, strict=True)]
+        results = fused(values, *whole, **options)
+    return dict(zip(tensors, results, strict=True))
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    return torch.func.debug_unwrap(tensor) is not tensor
 
 
 def _check_not_negative(**values: Any) -> None:

@@ -2,57 +2,91 @@
 
 import argparse
 import fnmatch
-import json
-import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-# Before torch's first allocation, for all rivals alike: fresh large allocations are else bound by page faults.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+import torch
 
 from alexnet_func import allocator
-from benchmarks import compilation, ensemble, per_sample, random, timing
+from benchmarks import (
+    ceilings,
+    compilation,
+    ensemble,
+    forward,
+    input_pipeline,
+    memory,
+    per_sample,
+    profile,
+    random,
+    report,
+    startup,
+    timing,
+    train_step,
+)
 
 QUESTIONS = {
-    "random": random.run,
-    "compilation": compilation.run,
+    "forward": forward.run,
+    "train_step": train_step.run,
+    "memory": memory.run,
+    "profile": profile.run,
     "per_sample": per_sample.run,
     "per_sample_gradients": per_sample.run_gradients,
     "ensemble": ensemble.run,
+    "random": random.run,
+    "input_pipeline": input_pipeline.run,
+    "compilation": compilation.run,
+    "startup": startup.run,
 }
 
 
 def main() -> int:
+    allocator.use_huge_pages()  # for all rivals alike
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="GLOB", default="*", help=f"of {', '.join(QUESTIONS)}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="small inputs once: whether it runs, not how fast")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="write DIR/cpu/<question>.json and .md")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="write DIR/<device>/<question>.json, .md and .png")
+    parser.add_argument("--compare", metavar="JSON", type=Path, help="set beside a file that --out wrote before")
     options = parser.parse_args()
     chosen = [name for name in QUESTIONS if fnmatch.fnmatch(name, options.only)]
-    if len(chosen) > 1:  # each in a process of its own, so that none meets what another left
-        common = [*["--quick"] * options.quick, *(["--out", str(options.out)] if options.out else [])]
-        runs = [subprocess.run([sys.executable, "-m", "benchmarks", "--only", name, *common]) for name in chosen]
-        return max(run.returncode != 0 for run in runs)
     if not chosen:
         parser.error(f"no question matches {options.only!r}; there are {', '.join(QUESTIONS)}")
-    for name in chosen:
-        # Gigabytes of gradients from several rivals would pile up.
-        kept = name != "per_sample_gradients" and allocator.keep_freed_memory()
-        header = timing.header() + f"; freed memory {'kept' if kept else 'returned to the system'}"
-        print(header)
-        rows = []
-        for part in QUESTIONS[name](options.quick):
-            print(timing.table(part), flush=True)
-            rows += part
-        if options.out is not None:
-            folder = options.out / "cpu"
-            folder.mkdir(parents=True, exist_ok=True)
-            command = f"Made by `python -m benchmarks --only {name} --out {options.out}`" + " --quick" * options.quick
-            (folder / f"{name}.md").write_text(f"# {name}\n\n{command}.\n\n{header}\n\n{timing.table(rows)}")
-            entries = {"about": header, "rows": [row._asdict() for row in rows]}
-            (folder / f"{name}.json").write_text(json.dumps(entries, indent=1) + "\n")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
+    if options.compare is not None and not options.compare.is_file():
+        parser.error(f"--compare {options.compare}: no such file")
+    if len(chosen) > 1:  # each in a process of its own, so that none meets what another left
+        return max(subprocess.run(_command(sys.executable, name, options)).returncode != 0 for name in chosen)
+    return _answer(chosen[0], options)
+
+
+def _answer(name: str, options: argparse.Namespace) -> int:
+    # Gigabytes of gradients from several rivals would pile up.
+    kept = name != "per_sample_gradients" and allocator.keep_freed_memory()
+    header = timing.header(options.device) + f"; freed memory {'kept' if kept else 'returned to the system'}"
+    if name in ("forward", "train_step"):
+        header += "; " + ceilings.describe(ceilings.measure(options.device))
+    print(header)
+    rows = []
+    for part in QUESTIONS[name](options.quick, options.device):
+        print(report.table(part), flush=True)
+        rows += part
+    if options.compare is not None:
+        print(report.compared(rows, options.compare))
+    if options.out is not None:
+        command = " ".join(_command("python", name, options))
+        report.write(options.out / options.device, name, header, command, rows)
     return 0
+
+
+def _command(python: str, name: str, options: argparse.Namespace) -> Sequence[str]:
+    """How to answer one question alone."""
+    command = [python, "-m", "benchmarks", "--only", name]
+    command += ["--device", options.device] * (options.device != "cpu") + ["--quick"] * options.quick
+    command += ["--out", str(options.out)] if options.out else []
+    return command + (["--compare", str(options.compare)] if options.compare else [])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import alexnet_func as af
 from benchmarks import timing
-from benchmarks.per_sample import Case, setting
+from benchmarks.cases import Case, setting
 from benchmarks.timing import Row
 
 MEMBERS = 8
@@ -16,18 +16,18 @@ RATE = 1e-4
 CASES = (Case("alexnet_cifar", 256), Case("alexnet", 64))
 
 
-def run(quick: bool) -> Iterator[list[Row]]:
+def run(quick: bool, device: str) -> Iterator[list[Row]]:
     """A table of the forward pass and one of the training step, relative to the loop."""
     for case in CASES[:1] if quick else CASES:
-        case = case._replace(n=8) if quick else case
+        case = case._replace(n=8 if quick else case.n, device=device)
         given = setting(case)
-        stacked = af.ensemble.init(af.random.split(af.random.key(1), MEMBERS), given.arch)
+        stacked = af.ensemble.init(af.random.split(af.random.key(1, device), MEMBERS), given.arch)
         for what, rivals in (("forward", _forwards), ("training step", _steps)):
             made = rivals(given.arch, stacked, given.x, given.y)
-            measured = timing.interleaved(made, repeats=1 if quick else 7, warmups=1)
+            measured = timing.interleaved(made, repeats=1 if quick else 7, warmups=1, device=device)
             base = measured["loop over eager modules"]
             title = f"{MEMBERS} members of {case.arch}, N = {case.n}: {what}"
-            yield [Row(title, name, seconds, base, None) for name, seconds in measured.items()]
+            yield [Row(title, name, seconds, base) for name, seconds in measured.items()]
 
 
 def _modules(arch: af.arch.Arch, stacked: dict[str, Tensor]) -> list[nn.Module]:

@@ -2,14 +2,15 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
 import alexnet_func as af
-from benchmarks import memory, timing
+from benchmarks import peaks, timing
+from benchmarks.cases import Case, Setting, setting
 from benchmarks.timing import Row
 
 RATE = 0.01
@@ -17,32 +18,7 @@ MAX_NORM = 1.0
 CHUNK = 4  # examples whose gradients of the 224x224 network are materialised at once: 1 GB
 
 
-class Case(NamedTuple):
-    """A network on N images."""
-
-    arch: str
-    n: int
-
-
 LARGE, SMALL, ALL_GRADIENTS = Case("alexnet", 64), Case("alexnet_cifar", 256), Case("alexnet", 16)
-
-
-class Setting(NamedTuple):
-    """The same numbers for every rival."""
-
-    arch: af.arch.Arch
-    params: dict[str, Tensor]
-    x: Tensor
-    y: Tensor
-
-
-def setting(case: Case) -> Setting:
-    """Drawn from fixed keys; no dropout, so that every rival computes the same."""
-    arch = af.arch.get(case.arch)
-    init_key, image_key, label_key = af.random.split(af.random.key(0), 3).unbind()
-    x = af.random.normal(image_key, (case.n, 3, arch.image_size, arch.image_size))
-    y = af.random.randint(label_key, (case.n,), 0, arch.num_classes).long()
-    return Setting(arch, af.init(init_key, arch), x, y)
 
 
 def module_of(given: Setting) -> nn.Module:
@@ -72,7 +48,7 @@ def clipped_step(given: Setting, method: af.per_sample.Method, chunk: int | None
     """A step on clipped gradients without noise; returns the parameters."""
     options: dict[str, Any] = {"arch": given.arch, "method": method, "chunk_size": chunk}
 
-    shares = torch.full((len(given.y),), 1 / len(given.y))
+    shares = torch.full((len(given.y),), 1 / len(given.y), device=given.x.device)
 
     def grad_fn(params: dict, batch: tuple, key: Tensor) -> tuple:
         mean, norms = af.per_sample.clipped_sum(params, batch, MAX_NORM, weights=shares, **options)
@@ -138,17 +114,17 @@ def call(name: str, case: Case) -> Callable[[], object]:
     return CALLS[name](setting(case))
 
 
-def run(quick: bool) -> Iterator[list[Row]]:
+def run(quick: bool, device: str) -> Iterator[list[Row]]:
     """A table for each of two networks, relative to a plain step."""
     for case in (LARGE, SMALL):
-        yield _measured(case, STEPS, quick)
+        yield _measured(case._replace(device=device), STEPS, quick)
 
 
-def run_gradients(quick: bool) -> Iterator[list[Row]]:
+def run_gradients(quick: bool, device: str) -> Iterator[list[Row]]:
     """All gradients of 16 images, relative to one gradient; and memory by N."""
-    yield _measured(ALL_GRADIENTS, GRADIENTS, quick)
+    yield _measured(ALL_GRADIENTS._replace(device=device), GRADIENTS, quick)
     if not quick:
-        yield _memory_rows()
+        yield _memory_rows(device)
 
 
 def _measured(case: Case, names: tuple[str, ...], quick: bool) -> list[Row]:
@@ -157,19 +133,18 @@ def _measured(case: Case, names: tuple[str, ...], quick: bool) -> list[Row]:
     rivals = {name: CALLS[name](given) for name in names}
     rivals |= _peers(case, given, gradients=names is GRADIENTS)
     _assert_equal(given, rivals)
-    measured = timing.interleaved(rivals, repeats=1 if quick else 7, warmups=1)
-    peaks = {} if quick else {name: memory.peak(call, name, case)[1] for name in names}
-    title = f"{case.arch} {given.arch.image_size}x{given.arch.image_size}, N = {case.n}"
-    return [Row(title, name, timed, measured[names[0]], peaks.get(name)) for name, timed in measured.items()]
+    measured = timing.interleaved(rivals, repeats=1 if quick else 7, warmups=1, device=case.device)
+    peaks = {} if quick else {name: peaks.peak(call, name, case)[1] for name in names}
+    return [Row(case.title, name, timed, measured[names[0]], peaks.get(name)) for name, timed in measured.items()]
 
 
-def _memory_rows() -> list[Row]:
+def _memory_rows(device: str) -> list[Row]:
     rows = []
     for n in (1, 4, 16, 64, 256):
         for name in ("all gradients", "norms", "clipped sum, update"):
             # 64 materialised gradients are 16 GB, 256 are 63.
             fits = name != "all gradients" or n <= 16
-            peak = memory.peak(call, name, Case("alexnet", n))[1] if fits else None
+            peak = peaks.peak(call, name, Case("alexnet", n, device))[1] if fits else None
             rows.append(Row(f"memory, alexnet 224x224, N = {n}", name, None, None, peak))
     return rows
 

@@ -4,7 +4,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,59 +19,53 @@ class Timing(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of a table: a rival's time, that of what it is compared with, and its memory, where they were measured."""
+    """A line of a table: a rival's time, that of what it is compared with, and its memory, where they were measured.
+
+    `ceiling` is the least time in seconds that the machine's measured rates allow for the work.
+    """
 
     title: str
     name: str
     seconds: Timing | None
     base: Timing | None
-    mebibytes: float | None
+    mebibytes: float | None = None
+    ceiling: float | None = None
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown, a part for each title; ratios are of medians."""
-    lines: list[str] = []
-    for title in dict.fromkeys(row.title for row in rows):
-        part = [row for row in rows if row.title == title]
-        lines += [
-            f"### {title}",
-            "",
-            "| | median ms | best | worst | ratio | peak MiB |",
-            "|---|---:|---:|---:|---:|---:|",
-        ]
-        for row in part:
-            times = ["", "", "", ""]
-            if row.seconds is not None and row.base is not None:
-                times = [f"{second * 1e3:,.1f}" for second in row.seconds]
-                times.append(f"{row.seconds.median / row.base.median:.2f}")
-            peak = "" if row.mebibytes is None else f"{row.mebibytes:,.0f}"
-            lines.append(f"| {row.name} | {' | '.join(times)} | {peak} |")
-        lines.append("")
-    return "\n".join(lines)
+def interleaved(
+    rivals: Mapping[str, Callable[[], object]], *, repeats: int = 9, warmups: int = 2, device: str = "cpu"
+) -> dict[str, Timing]:
+    """Calls all rivals in turn, `repeats` times after `warmups`, so that a drift of the machine meets them all.
 
-
-def interleaved(rivals: Mapping[str, Callable[[], object]], *, repeats: int = 9, warmups: int = 2) -> dict[str, Timing]:
-    """Calls all rivals in turn, `repeats` times after `warmups`, so that a drift of the machine meets them all."""
+    On CUDA the clock starts and stops with the device idle: events of torch's streams would not see JAX's.
+    """
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for _ in range(warmups):
         for call in rivals.values():
             call()
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(repeats):
         for name, call in rivals.items():
+            wait()
             started = time.perf_counter()
             call()
+            wait()
             seconds[name].append(time.perf_counter() - started)
     return {name: Timing(statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
 
 
-def header() -> str:
-    """What a figure depends on: versions, processor, threads, and the variables that change allocation or kernels."""
+def header(device: str = "cpu") -> str:
+    """What a figure depends on: versions, device, threads, and the variables that change allocation or kernels."""
     variables = ("THP_MEM_ALLOC_ENABLE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     environment = ", ".join(f"{name}={os.environ[name]}" for name in variables if name in os.environ) or "default"
     return (
-        f"torch {torch.__version__}, Python {platform.python_version()}, {_processor()}, "
+        f"torch {torch.__version__}, Python {platform.python_version()}, {_device_name(device)}, "
         f"{torch.get_num_threads()} threads, environment {environment}"
     )
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else _processor()
 
 
 def _processor() -> str:

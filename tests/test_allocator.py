@@ -40,3 +40,16 @@ def test_the_users_own_settings_stay():
     took_effect, without, kept = run(MALLOC_ARENA_MAX="2")
     assert not took_effect
     assert kept > without / 2
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "0")])
+def test_huge_pages_are_asked_for_unless_the_user_said_otherwise(given, expected):
+    code = """
+from unittest import mock
+from alexnet_func.app import cli
+with mock.patch.object(cli, "main", lambda: 0):
+    cli.script()
+import os; print(os.environ["THP_MEM_ALLOC_ENABLE"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected

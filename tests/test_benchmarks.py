@@ -2,7 +2,12 @@ import json
 import subprocess
 import sys
 
-from benchmarks.timing import Row, Timing, interleaved, table
+import pytest
+
+import alexnet_func as af
+from benchmarks import ceilings, report
+from benchmarks.report import table
+from benchmarks.timing import Row, Timing, interleaved
 
 
 def test_rivals_take_turns_after_their_warmups():
@@ -14,17 +19,43 @@ def test_rivals_take_turns_after_their_warmups():
 
 def test_a_table_relates_medians():
     base = Timing(0.010, 0.009, 0.012)
-    rows = [Row("t", "plain", base, base, 100.0), Row("t", "ours", Timing(0.015, 0.01, 0.02), base, None)]
-    assert "| plain | 10.0 | 9.0 | 12.0 | 1.00 | 100 |" in table(rows)
-    assert "| ours | 15.0 | 10.0 | 20.0 | 1.50 |  |" in table(rows)
+    rows = [Row("t", "plain", base, base, 100.0), Row("t", "ours", Timing(0.015, 0.01, 0.02), base, None, 0.012)]
+    assert "| plain | 10.0 | 9.0 | 12.0 | 1.00 |  | 100 |" in table(rows)
+    assert "| ours | 15.0 | 10.0 | 20.0 | 1.50 | 0.80 |  |" in table(rows)
 
 
+@pytest.mark.compiled
 def test_the_command_writes_what_it_prints(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--only", "random", "--quick", "--out", str(tmp_path)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "af.random.uniform, eager" in printed
-    assert printed.splitlines()[-2] in (tmp_path / "random-cpu.md").read_text()
-    assert [row["name"] for row in json.loads((tmp_path / "random-cpu.json").read_text())["rows"]] == [
+    assert printed.splitlines()[-2] in (tmp_path / "cpu" / "random.md").read_text()
+    assert [row["name"] for row in json.loads((tmp_path / "cpu" / "random.json").read_text())["rows"]] == [
         "torch.rand",
         "af.random.uniform, eager",
+        "af.random.uniform, compiled",
+        "F.dropout",
+        "af.ops.dropout from a key, compiled",
     ]
+
+
+def test_an_unchanged_measurement_compares_as_one(tmp_path):
+    base = Timing(0.010, 0.009, 0.012)
+    rows = [
+        Row("t", "plain", base, base),
+        Row("t", "af", Timing(0.005, 0.005, 0.006), base),
+        Row("m", "b", None, None, 3.0),
+    ]
+    report.write(tmp_path, "t", "about", "command", rows)
+    assert "0.50 -> 0.50   1.00  t: af" in report.compared(rows, tmp_path / "t.json")
+    assert (tmp_path / "t.png").stat().st_size
+
+
+def test_the_ceilings_count_what_the_literature_counts():
+    """714 million multiply-accumulates forward, and almost three times that in a step."""
+    unit = ceilings.Ceilings(matmul=1e6, convolution=1e6, copy=float("inf"))
+    assert round(ceilings.forward_seconds(af.arch.ALEXNET, 1, unit)) == 714
+    first = 64 * 55 * 55 * 3 * 11 * 11 / 1e6
+    assert ceilings.step_seconds(af.arch.ALEXNET, 1, unit) == pytest.approx(
+        3 * ceilings.forward_seconds(af.arch.ALEXNET, 1, unit) - first
+    )

@@ -17,10 +17,11 @@ def initial(key, dtype):
 
 
 def run(step, state, steps=STEPS):
-    dtype = state.params["features.0.weight"].dtype
+    like = state.params["features.0.weight"]
     losses = []
     for i in range(steps):
-        state, metrics = step(state, images(TINY, 8, dtype, seed=i))
+        x, y = images(TINY, 8, like.dtype, seed=i)
+        state, metrics = step(state, (x.to(like.device), y.to(like.device)))
         losses.append(metrics["loss"].clone())
     return state, torch.stack(losses)
 
@@ -303,3 +304,49 @@ def test_evaluate_counts_every_example_once(key):
     assert result.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, y).item(), rel=1e-6)
     few = train.evaluate(tiny_forward, af.init(key, TINY), [images(TINY, 4), images(TINY, 0)])
     assert few.top5 == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.compiled
+@pytest.mark.parametrize(
+    "options", [{}, {"donate": True}, {"donate": True, "cudagraph": True}], ids=["pure", "donated", "cudagraph"]
+)
+def test_on_cuda_compiled_steps_are_the_eager_ones_of_a_cpu_in_float64(eager, eager_step, key, options):
+    expected, expected_losses = eager[torch.float64]
+    step = train.compile_step(eager_step, **options)
+    params = {name: p.cuda() for name, p in initial(key, torch.float64).params.items()}
+    state, losses = run(step, train.create_state(params, OPTIMIZER, key=key))
+    torch.testing.assert_close(losses.cpu(), expected_losses, rtol=1e-9, atol=0)
+    for ours, theirs in zip(tensors(state), tensors(expected), strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.compiled
+def test_a_cuda_graph_is_recorded_once(eager_step, key, monkeypatch):
+    recorded = []
+    enter = torch.cuda.graph.__enter__
+    monkeypatch.setattr(torch.cuda.graph, "__enter__", lambda graph: (recorded.append(graph), enter(graph))[1])
+    step = train.compile_step(eager_step, donate=True, cudagraph=True)
+    params = {name: p.cuda() for name, p in initial(key, torch.float32).params.items()}
+    state, _ = run(step, train.create_state(params, OPTIMIZER, key=key), steps=3)
+    count = len(recorded)
+    assert count
+    run(step, state, steps=5)
+    assert len(recorded) == count, "a graph was recorded anew"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_2012"])
+def test_on_cuda_gradients_are_those_of_a_cpu_in_float64(key, name):
+    arch = af.arch.get(name)
+    params, (x, y) = af.init(key, arch), images(arch, 2)
+    wide = {name: p.double() for name, p in params.items()}
+    expected = torch.func.grad(af.loss_fn)(wide, (x.double(), y), arch=arch, key=key)
+    low = torch.func.grad(af.loss_fn)(params, (x, y), arch=arch, key=key)
+    on_cuda = {name: p.cuda() for name, p in params.items()}
+    with af.precision.tf32(False):
+        ours = torch.func.grad(af.loss_fn)(on_cuda, (x.cuda(), y.cuda()), arch=arch, key=key.cuda())
+    for layer, g in expected.items():
+        budget = 3 * rms(low[layer].double() - g) + 1e-6 * rms(g)
+        assert rms(ours[layer].cpu().double() - g) <= budget, layer

@@ -12,6 +12,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from alexnet_func import allocator
 from alexnet_func.app import fit, inputs, inspection, recipes, runs, score
 
 
@@ -136,6 +137,13 @@ class Inspect:
     """Leave unreadable images out instead of stopping."""
     debug: Flag = False
     """Show the traceback of an error."""
+
+
+def script() -> int:
+    """`main` on the process's own command line, with the process's memory set up for it."""
+    allocator.use_huge_pages()
+    allocator.keep_freed_memory()
+    return main()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

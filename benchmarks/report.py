@@ -1,0 +1,81 @@
+"""What was measured as a table, as files, as bars, and beside what was measured before."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from benchmarks.timing import Row, Timing
+
+mpl.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown, a part for each title; ratios are of medians."""
+    lines: list[str] = []
+    for title in dict.fromkeys(row.title for row in rows):
+        part = [row for row in rows if row.title == title]
+        lines += [
+            f"### {title}",
+            "",
+            "| | median ms | best | worst | ratio | of ceiling | peak MiB |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+        ]
+        for row in part:
+            times = ["", "", "", ""]
+            if row.seconds is not None and row.base is not None:
+                times = [f"{second * 1e3:,.1f}" for second in row.seconds]
+                times.append(f"{row.seconds.median / row.base.median:.2f}")
+            peak = "" if row.mebibytes is None else f"{row.mebibytes:,.0f}"
+            share = f"{row.ceiling / row.seconds.median:.2f}" if row.seconds and row.ceiling else ""
+            lines.append(f"| {row.name} | {' | '.join(times)} | {share} | {peak} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def write(folder: Path, name: str, header: str, command: str, rows: Sequence[Row]) -> None:
+    """`name`.md, .json, and .png where times were measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(f"# {name}\n\nMade by `{command}`.\n\n{header}\n\n{table(rows)}")
+    entries = {"about": header, "rows": [row._asdict() for row in rows]}
+    (folder / f"{name}.json").write_text(json.dumps(entries, indent=1) + "\n")
+    if any(row.seconds for row in rows):
+        bars(rows).savefig(folder / f"{name}.png", dpi=150)
+
+
+def bars(rows: Sequence[Row]) -> Figure:
+    """Medians relative to what each row is compared with, a panel for each title; the thin line spans best to worst."""
+    timed = [(row, row.seconds, row.base) for row in rows if row.seconds and row.base]
+    titles = list(dict.fromkeys(row.title for row, *_ in timed))
+    parts = [[entry for entry in timed if entry[0].title == title] for title in titles]
+    heights = [len(part) + 1.2 for part in parts]
+    figure = Figure(figsize=(8, 0.32 * sum(heights) + 0.4), layout="constrained")
+    panels = figure.subplots(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, title, part in zip(panels, titles, parts, strict=True):
+        for place, (row, taken, base) in enumerate(part):
+            median, best, worst = (seconds / base.median for seconds in taken)
+            color = "tab:gray" if taken == base else "tab:blue" if row.name.startswith("af") else "tab:orange"
+            axes.barh(place, median, color=color, xerr=[[median - best], [worst - median]], error_kw={"lw": 1})
+            axes.text(0, place, f" {median:.2f}", va="center", color="white", fontsize=9)
+        axes.set_yticks(range(len(part)), [row.name for row, *_ in part])
+        axes.invert_yaxis()
+        axes.axvline(1, color="black", lw=0.8, ls=":")
+        axes.set_title(title, loc="left", fontsize=11)
+    panels[-1].set_xlabel("time relative to the grey bar's median (lower is faster)")
+    return figure
+
+
+def compared(rows: Sequence[Row], old: Path) -> str:
+    """A line for each row that `old`, a JSON file written before, has too: the ratio then and now."""
+    before = {(row["title"], row["name"]): row for row in json.loads(old.read_text())["rows"]}
+    lines = [f"against {old}: ratio then -> now, and time now relative to then"]
+    for row in rows:
+        then = before.get((row.title, row.name))
+        if then and then["seconds"] and row.seconds and row.base:
+            seconds, base = Timing(*then["seconds"]), Timing(*then["base"])
+            ratios = seconds.median / base.median, row.seconds.median / row.base.median
+            share = row.seconds.median / seconds.median
+            lines.append(f"{ratios[0]:.2f} -> {ratios[1]:.2f}  {share:5.2f}  {row.title}: {row.name}")
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""What does a pure training step cost? Against torchvision's module trained in place and jitted JAX, all with the same
+losses. Dropout is off on all sides, so that every rival computes the same; `random` measures what it costs.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import alexnet_func as af
+from benchmarks import ceilings, timing
+from benchmarks.cases import Case, Setting, dtype_of, setting
+from benchmarks.peers import by_torchvision
+from benchmarks.timing import Row
+
+RATE = 0.01
+CPU = tuple(Case("alexnet", n) for n in (1, 32, 128))
+CUDA = tuple(
+    Case("alexnet", n, "cuda", precision) for precision in ("bf16", "tf32", "float32") for n in (128, 512, 1024, 2048)
+)
+
+
+def run(quick: bool, device: str) -> Iterator[list[Row]]:
+    """A table for each batch size and precision, relative to torchvision's module with fused SGD."""
+    cases = CUDA if device == "cuda" else CPU
+    for case in cases[:1] if quick else cases:
+        with af.precision.tf32(case.precision == "tf32"):
+            yield _measured(case, setting(case), quick)
+
+
+def _measured(case: Case, given: Setting, quick: bool) -> list[Row]:
+    rivals = {
+        name: make(case, given) for name, make in RIVALS.items() if name not in CUDA_ONLY or case.device == "cuda"
+    }
+    try:
+        from benchmarks.peers import by_jax
+
+        rivals["JAX, jitted, donated"] = by_jax.step(case, given, RATE)
+    except ImportError:
+        print("jax is not installed: pip install -e '.[peers]'")
+    _assert_equal(rivals, 0.02 if case.precision == "bf16" else 1e-3)
+    rates = ceilings.measure(case.device, dtype_of(case))
+    measured = timing.interleaved(rivals, repeats=1 if quick else 9, warmups=1, device=case.device)
+    least = ceilings.step_seconds(given.arch, case.n, rates)
+    base = measured["torchvision, eager, fused SGD"]
+    return [Row(f"{case.title}: training step", name, t, base, None, least) for name, t in measured.items()]
+
+
+def _ours(case: Case, given: Setting, *, build: Callable[[af.train.Step], af.train.Step]) -> Callable[[], Any]:
+    def without_dropout(params: dict, batch: tuple, *, key: Any = None) -> Any:
+        return af.loss_fn(params, batch, arch=given.arch)
+
+    optimizer = af.optim.sgd(RATE, momentum=0.9)
+    step = build(af.train.make_step(af.train.with_precision(without_dropout, case.precision), optimizer))
+    state = af.train.create_state(given.params, optimizer, key=af.random.key(0))
+
+    def call() -> Any:
+        nonlocal state
+        state, metrics = step(state, (given.x, given.y))
+        return metrics["loss"]
+
+    return call
+
+
+def _eager(step: af.train.Step) -> af.train.Step:
+    return step
+
+
+# By name, so that a process of its own can measure their memory.
+RIVALS: Mapping[str, Callable[[Case, Setting], Callable[[], Any]]] = {
+    "torchvision, eager, fused SGD": functools.partial(by_torchvision.step, rate=RATE, compiled=False),
+    "torchvision and SGD, compiled": functools.partial(by_torchvision.step, rate=RATE, compiled=True),
+    "af, eager": functools.partial(_ours, build=_eager),
+    "af, compiled": functools.partial(_ours, build=af.train.compile_step),
+    "af, compiled, donated": functools.partial(_ours, build=functools.partial(af.train.compile_step, donate=True)),
+    "af, compiled, donated, CUDA graph": functools.partial(
+        _ours, build=functools.partial(af.train.compile_step, donate=True, cudagraph=True)
+    ),
+}
+CUDA_ONLY = {"af, compiled, donated, CUDA graph"}
+
+
+def call(name: str, case: Case) -> Callable[[], Any]:
+    """A rival by name; for `peaks.peak`."""
+    return RIVALS[name](case, setting(case))
+
+
+def _assert_equal(rivals: Mapping[str, Callable[[], Any]], tolerance: float) -> None:
+    """The losses of two steps: the second follows from the first one's update."""
+    losses = {name: [float(rival()) for _ in range(2)] for name, rival in rivals.items()}
+    expected = losses["torchvision, eager, fused SGD"]
+    assert abs(expected[0] - expected[1]) > 10 * tolerance * expected[0], f"the loss hardly moves: {expected}"
+    for name, found in losses.items():
+        for ours, theirs in zip(found, expected, strict=True):
+            assert abs(ours - theirs) < tolerance * theirs, f"{name}: losses {found}, expected {expected}"
