@@ -6,7 +6,7 @@ SHOW_VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 VERSION := $(shell $(PYTHON) $(SHOW_VERSION))
 STAMP := $(VENV)/installed-$(VERSION)
 
-.PHONY: help setup train test lint parity bench
+.PHONY: help setup train test lint parity bench notebook
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -37,5 +37,10 @@ lint: $(STAMP)  ## Check style, formatting and types
 parity: $(STAMP)  ## Compare with modules, NumPy and JAX: the quick rows
 	$(BIN)/python -m parity --quick
 
-bench: $(STAMP)  ## Measure drawing from keys and compilation
-	$(BIN)/python -m benchmarks
+bench: $(STAMP)  ## Measure speed and memory, beside other libraries (about an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,test,peers]'
+	$(BIN)/python -W ignore -m benchmarks --out benchmarks/results
+
+notebook: $(STAMP)  ## Install Jupyter and open AlexNet.ipynb
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebook]'
+	$(BIN)/jupyter notebook AlexNet.ipynb

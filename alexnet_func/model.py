@@ -114,6 +114,25 @@ def forward(
     return walk(arch, params, x.to(dtype), key, table)
 
 
+def activations(params: Params, x: Float[Tensor, "*n c h w"], *, arch: Arch = ALEXNET) -> dict[str, Tensor]:
+    """What every layer gives in evaluation, by the layer's name and in order; the last is `forward(params, x)`.
+
+    The paper's figure 4 compares images by what the last hidden layer gives, here `activations(...)["classifier.5"]`,
+    [N, 4096] in ALEXNET. Errors as `forward` raises them.
+    """
+    found: dict[str, Tensor] = {}
+
+    def kept(layer_fn: LayerFn) -> LayerFn:
+        def call(at: Placed, x: Tensor, *operands: Tensor) -> Tensor:
+            found[at.name] = layer_fn(at, x, *operands)
+            return found[at.name]
+
+        return call
+
+    forward(params, x, arch=arch, table={kind: kept(layer_fn) for kind, layer_fn in PLAIN.items()})
+    return found
+
+
 def walk(arch: Arch, params: Params, x: Tensor, key: Tensor | None, table: Table) -> Tensor:
     """Applies `table[type(layer)](placed, x, *operands)` for every layer of `arch` in turn.
 

@@ -211,6 +211,22 @@ def test_other_transforms_run_and_agree(params, key):
         torch.testing.assert_close(hvp[n], (ahead[n] - behind[n]) / (2 * step), rtol=1e-4, atol=1e-6)
 
 
+def test_activations_are_those_of_the_modules_layers(params):
+    x, _ = images(TINY, 2, torch.float64)
+    p = {n: t.double() for n, t in params["tiny"].items()}
+    module = af.interop.to_module(p, TINY).eval()
+    seen = {}
+    for name, layer in module.named_modules():
+        if name.startswith(("features.", "classifier.")):
+            layer.register_forward_hook(lambda _, args, out, name=name: seen.update({name: out.clone()}))
+    module(x)
+    ours = af.model.activations(p, x, arch=TINY)
+    assert set(ours) <= set(seen) | {"avgpool", "flatten"}
+    assert list(ours)[-1] == "classifier.4"
+    for name in ours.keys() & seen.keys():
+        torch.testing.assert_close(ours[name], seen[name], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.gpu
 def test_cuda_draws_the_same_masks(params, key):
     x, _ = images(TINY, 4, torch.float64)

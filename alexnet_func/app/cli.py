@@ -231,8 +231,8 @@ _LEAST = {"epochs": 1, "batch_size": 1, "limit": 1, "workers": 0, "lr": 0, "mome
 def _recipe(options: Train) -> recipes.Recipe:
     _check_least(options)
     names = {field.name for field in dataclasses.fields(recipes.Recipe)}
-    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
-    return dataclasses.replace(recipes.choose(options.data, options.arch, options.recipe), **given)
+    changes = {name: value for name, value in vars(options).items() if name in names}
+    return recipes.choose(options.data, options.recipe, **changes)
 
 
 def _check_least(options: Train | Inspect) -> None:

@@ -25,6 +25,7 @@ from alexnet_func.data import augment, datasets
 from alexnet_func.losses import Batch
 
 _SAVE_SECONDS = 300.0
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,18 @@ class Run:
     """All that a training run depends on but its recipe."""
 
     data: str
-    root: str
-    seed: int
-    limit: int | None
-    out: str | None
-    resume: bool
-    init: str | None
-    device: torch.device
-    precision: train.Precision
-    compile: bool
-    skip_bad_images: bool
-    stream: bool | None
-    workers: int | None
+    root: str = "data"
+    seed: int = 0
+    limit: int | None = None
+    out: str | None = None
+    resume: bool = False
+    init: str | None = None
+    device: torch.device = _CPU
+    precision: train.Precision = "float32"
+    compile: bool = False
+    skip_bad_images: bool = False
+    stream: bool | None = None
+    workers: int | None = None
 
 
 class InterruptedRunError(Exception):
@@ -96,7 +97,7 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
     console.print(f"{network.name} on {run.data}: {count} training and {len(test.labels)} test images, on {run.device}")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    bar = Progress(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter), transient=True)
     with bar, _interrupt_flag() as interrupted:
         task = bar.add_task("training", total=steps * recipe.epochs, completed=done, batch_size=recipe.batch_size)
         saved_at = time.monotonic()

@@ -1,7 +1,7 @@
 """How each kind of data is trained, as data."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from alexnet_func import optim
 
@@ -51,8 +51,11 @@ def optimizer(recipe: Recipe, steps_per_epoch: int) -> optim.Optimizer:
     return optim.sgd(rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, form=recipe.form)
 
 
-def choose(data: str, arch: str | None, name: str | None) -> Recipe:
-    """The named recipe, or the one for that data; a folder holds photographs unless `arch` is for small images."""
-    if name == "paper":
-        return PAPER
-    return BY_DATA.get(data, CIFAR if arch == "alexnet_cifar" else PHOTOGRAPHS)
+def choose(data: str, name: str | None = None, **changes: Any) -> Recipe:
+    """The named recipe, or the one for that data, with those of its fields changed that are not None.
+
+    A folder holds photographs unless `arch` is for small images.
+    """
+    given = {field: value for field, value in changes.items() if value is not None}
+    by_data = BY_DATA.get(data, CIFAR if given.get("arch") == "alexnet_cifar" else PHOTOGRAPHS)
+    return replace(PAPER if name == "paper" else by_data, **given)

@@ -1,0 +1,49 @@
+"""The notebook runs from top to bottom, here on digits for an epoch."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parent.parent / "AlexNet.ipynb"
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def texts(cell):
+    return "".join(output.get("text", "") for output in cell.get("outputs", []))
+
+
+def test_its_sections_are_in_order_and_its_outputs_are_whole(notebook):
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    sections = ["Introduction", "Installation", "Dataset", "Usage", "Training", "Evaluation", "Results", "References"]
+    assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == sections
+    codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in codes] == list(range(1, len(codes) + 1))
+    assert not any(output.output_type == "error" for cell in codes for output in cell.outputs)
+    assert "datasets.load" in codes[2].source
+
+
+# jupyter_client's and its dependencies' own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.compiled  # not because it compiles, but for the pass without runtime type checking
+def test_it_runs_from_top_to_bottom(notebook, tmp_path):
+    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    parameters.source += '\nDATA, EPOCHS = "digits", 1'
+    root = NOTEBOOK.parent
+    setup = nbformat.v4.new_code_cell(
+        f"import os, sys; sys.path.insert(0, {str(root)!r}); os.environ['PYTHONPATH'] = {str(root)!r}"
+    )
+    notebook.cells.insert(0, setup)
+    NotebookClient(notebook, timeout=170, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = "".join(texts(cell) for cell in notebook.cells)
+    top1 = float(re.search(r"top-1 ([\d.]+)%", printed)[1])
+    assert top1 > 50
+    assert "0 failed" in printed
+    assert (tmp_path / "runs" / "notebook" / "curves.png").is_file()
