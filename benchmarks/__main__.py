@@ -45,6 +45,7 @@ def main() -> int:
     allocator.use_huge_pages()  # for all rivals alike
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="GLOB", default="*", help=f"of {', '.join(QUESTIONS)}")
+    parser.add_argument("--list", action="store_true", help="list the questions and stop")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="small inputs once: whether it runs, not how fast")
     parser.add_argument("--out", metavar="DIR", type=Path, help="write DIR/<device>/<question>.json, .md and .png")
@@ -53,6 +54,9 @@ def main() -> int:
     chosen = [name for name in QUESTIONS if fnmatch.fnmatch(name, options.only)]
     if not chosen:
         parser.error(f"no question matches {options.only!r}; there are {', '.join(QUESTIONS)}")
+    if options.list:
+        print(*chosen, sep="\n")
+        return 0
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     if options.compare is not None and not options.compare.is_file():

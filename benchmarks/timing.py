@@ -2,6 +2,7 @@
 
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -37,6 +38,9 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Calls all rivals in turn, `repeats` times after `warmups`, so that a drift of the machine meets them all.
 
+    Every turn has an order of its own, the same in every run: what a rival leaves behind (JAX's threads go on spinning
+    for a while) must not always meet the same one.
+
     On CUDA the clock starts and stops with the device idle: events of torch's streams would not see JAX's.
     """
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -44,8 +48,9 @@ def interleaved(
         for call in rivals.values():
             call()
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    turns = random.Random(0)
     for _ in range(repeats):
-        for name, call in rivals.items():
+        for name, call in turns.sample(list(rivals.items()), len(rivals)):
             wait()
             started = time.perf_counter()
             call()
