@@ -54,9 +54,9 @@ def bars(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(8, 0.32 * sum(heights) + 0.4), layout="constrained")
     panels = figure.subplots(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, title, part in zip(panels, titles, parts, strict=True):
-        for place, (row, taken, base) in enumerate(part):
+        for place, (_, taken, base) in enumerate(part):
             median, best, worst = (seconds / base.median for seconds in taken)
-            color = "tab:gray" if taken == base else "tab:blue" if row.name.startswith("af") else "tab:orange"
+            color = "tab:gray" if taken == base else "tab:blue"
             axes.barh(place, median, color=color, xerr=[[median - best], [worst - median]], error_kw={"lw": 1})
             axes.text(0, place, f" {median:.2f}", va="center", color="white", fontsize=9)
         axes.set_yticks(range(len(part)), [row.name for row, *_ in part])

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+_REST = 0.05  # seconds
+
 
 class Timing(NamedTuple):
     """Seconds a call over the repeats: median, best, worst."""
@@ -38,8 +40,8 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Calls all rivals in turn, `repeats` times after `warmups`, so that a drift of the machine meets them all.
 
-    Every turn has an order of its own, the same in every run: what a rival leaves behind (JAX's threads go on spinning
-    for a while) must not always meet the same one.
+    Every turn has an order of its own, the same in every run, and every call a short rest before it: what a rival
+    leaves behind (JAX's threads go on spinning for a while) must not meet the next one.
 
     On CUDA the clock starts and stops with the device idle: events of torch's streams would not see JAX's.
     """
@@ -52,6 +54,7 @@ def interleaved(
     for _ in range(repeats):
         for name, call in turns.sample(list(rivals.items()), len(rivals)):
             wait()
+            time.sleep(_REST)
             started = time.perf_counter()
             call()
             wait()

@@ -37,7 +37,7 @@ def _measured(case: Case, given: Setting, quick: bool) -> list[Row]:
         rivals["JAX, jitted, donated"] = by_jax.step(case, given, RATE)
     except ImportError:
         print("jax is not installed: pip install -e '.[peers]'")
-    _assert_equal(rivals, 0.02 if case.precision == "bf16" else 1e-3)
+    _assert_equal(rivals, {"float32": 0.02, "tf32": 0.1, "bf16": 0.5}[case.precision])
     rates = ceilings.measure(case.device, dtype_of(case))
     measured = timing.interleaved(rivals, repeats=1 if quick else 9, warmups=1, device=case.device)
     least = ceilings.step_seconds(given.arch, case.n, rates)
@@ -85,10 +85,10 @@ def call(name: str, case: Case) -> Callable[[], Any]:
 
 
 def _assert_equal(rivals: Mapping[str, Callable[[], Any]], tolerance: float) -> None:
-    """The losses of two steps: the second follows from the first one's update."""
-    losses = {name: [float(rival()) for _ in range(2)] for name, rival in rivals.items()}
+    """The losses of three steps, to within `tolerance` of their fall: the later ones follow from the updates."""
+    losses = {name: [float(rival()) for _ in range(3)] for name, rival in rivals.items()}
     expected = losses["torchvision, eager, fused SGD"]
-    assert abs(expected[0] - expected[1]) > 10 * tolerance * expected[0], f"the loss hardly moves: {expected}"
+    fall = expected[0] - expected[2]
     for name, found in losses.items():
         for ours, theirs in zip(found, expected, strict=True):
-            assert abs(ours - theirs) < tolerance * theirs, f"{name}: losses {found}, expected {expected}"
+            assert abs(ours - theirs) < tolerance * fall, f"{name}: losses {found}, expected {expected}"
