@@ -10,7 +10,7 @@ from rich.console import Console
 
 import alexnet_func as af
 from parity import __main__ as command
-from parity import compute, criteria, problems, references, report
+from parity import compute, criteria, inputs, problems, references, report
 from parity.oracles import by_jax, by_numpy
 from parity.problems import Problem
 from tests.conftest import TINY, images
@@ -88,7 +88,7 @@ def test_a_band_is_as_wide_as_the_references_own_spread_so_far():
 def tiny(dropout):
     params = {n: p.double() for n, p in af.init(af.random.key(3), TINY).items()}
     x, y = images(TINY, 4, torch.float64)
-    keeps = compute.masks(TINY, af.random.key(5) if dropout else None, tuple(x.shape))
+    keeps = inputs.masks(TINY, af.random.key(5) if dropout else None, tuple(x.shape))
     return params, x, y, keeps
 
 

@@ -11,7 +11,7 @@ from torch.func import grad, jvp, vjp, vmap
 
 import alexnet_func as af
 from alexnet_func.arch import LRN, Arch, Conv, Dropout, HeNormal, Linear, MaxPool, Normal, ReLU
-from parity import compute, criteria, references
+from parity import criteria, inputs, ours, references
 from parity.oracles import by_numpy
 
 laws = settings(max_examples=25, deadline=None)
@@ -64,8 +64,8 @@ def agree(ours, theirs, tolerance=1e-12):
 
 
 def differentiated(arch, params, x, y, key):
-    given_ = compute.Inputs(arch, params, x, y, key, {})
-    return compute._differentiated(given_)
+    given_ = inputs.Inputs(arch, params, x, y, key, {})
+    return ours.differentiated(given_)
 
 
 @given(st.data(), st.booleans())
@@ -73,7 +73,7 @@ def differentiated(arch, params, x, y, key):
 def test_forward_and_gradients_are_the_modules_and_the_numpy_oracles(data, dropout):
     arch, params, x, y, key = problems(data.draw)
     key = key if dropout else None
-    keeps = compute.masks(arch, key, tuple(x.shape))
+    keeps = inputs.masks(arch, key, tuple(x.shape))
     ours = differentiated(arch, params, x, y, key)
     module = references.with_masks(af.interop.to_module(params, arch).eval(), keeps)
     agree(ours, references.loss_and_gradients(module, x, y))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.func import vmap
 
 import alexnet_func as af
-from parity.compute import as_tensor, draws
+from parity.draws import as_tensor, draws
 
 SEEDS = (*range(62), 2**31, 2**32 - 1)
 KEYS = torch.stack([af.random.key(seed) for seed in SEEDS])
