@@ -21,7 +21,9 @@ def keep_freed_memory() -> bool:
 
     Without it every tensor above 32 MiB at the latest is mapped when it is made and unmapped when it is freed, and the
     kernel clears its pages anew each time. Pure functions, which return new tensors instead of writing into old ones,
-    pay most. The process then holds on to its peak memory until it ends.
+    pay most. The process then holds on to its peak memory until it ends, and to a few times a large tensor's size more:
+    an aligned allocation leaves fragments in the library's caches, at most ten or so for a size, behind which the heap
+    grows before a freed tensor's place serves the next one.
 
     Returns whether it took effect: not without glibc, nor where the user's environment has a MALLOC_ variable or
     GLIBC_TUNABLES, which stay as they are.

@@ -69,7 +69,8 @@ def sgd(
         return _descend(params, descent, learning_rate, step), opt_state
 
     def update_paper(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
-        kept = _each("mul", opt_state["velocity"], momentum) if momentum else _each("zeros_like", params)
+        zeros = {name: torch.zeros_like(p) for name, p in params.items()}
+        kept = _each("mul", opt_state["velocity"], momentum) if momentum else zeros
         velocity = _descend(kept, decayed(grads, params), learning_rate, step)
         return _each("add", params, velocity), {"velocity": velocity} if momentum else {}
 
@@ -189,24 +190,23 @@ def _plus(a: Params, b: Params) -> Params:
     return _each("add", a, b)
 
 
-def _each(operation: str, tensors: Params, *operands: Params | float, **options: float) -> Params:
-    """`torch.<operation>` of every tensor and its namesakes in the operands.
+def _each(operation: str, tensors: Params, other: Params | float, **options: float) -> Params:
+    """`torch.<operation>(tensor, other, **options)` for every tensor and its namesake, or for all and one number.
 
-    Where nothing traces or maps the tensors this is one `torch._foreach_` call, on CUDA a launch or two for all.
+    Where nothing traces or maps them this is one `torch._foreach_` call: on CUDA a launch or two for all.
     """
-    listed = [[o[name] for name in tensors] if isinstance(o, dict) else [o] * len(tensors) for o in operands]
-    fused = getattr(torch, f"_foreach_{operation}", None)
+    others = [other[name] for name in tensors] if isinstance(other, dict) else [other] * len(tensors)
     values = list(tensors.values())
-    if fused is None or torch.compiler.is_compiling() or any(map(_is_wrapped, values)):
-        results = [getattr(torch, operation)(*of_one, **options) for of_one in zip(values, *listed, strict=True)]
+    if torch.compiler.is_compiling() or any(map(_is_wrapped, (*values, *others))):
+        results = [getattr(torch, operation)(a, b, **options) for a, b in zip(values, others, strict=True)]
     else:
-        whole = [each if isinstance(o, dict) else o for o, each in zip(operands, listed, strict=True)]
-        results = fused(values, *whole, **options)
+        results = getattr(torch, f"_foreach_{operation}")(values, others, **options)
     return dict(zip(tensors, results, strict=True))
 
 
-def _is_wrapped(tensor: Tensor) -> bool:
-    return torch.func.debug_unwrap(tensor) is not tensor
+def _is_wrapped(value: Tensor | float) -> bool:
+    """By vmap or another transform: foreach has no rules for them."""
+    return isinstance(value, Tensor) and torch.func.debug_unwrap(value) is not value
 
 
 def _check_not_negative(**values: Any) -> None:

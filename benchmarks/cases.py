@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 import alexnet_func as af
@@ -40,8 +39,3 @@ def setting(case: Case) -> Setting:
     x = af.random.normal(image_key, (case.n, 3, arch.image_size, arch.image_size))
     y = af.random.randint(label_key, (case.n,), 0, arch.num_classes).long()
     return Setting(arch, af.init(init_key, arch), x, y)
-
-
-def dtype_of(case: Case) -> torch.dtype:
-    """What products are computed in."""
-    return torch.bfloat16 if case.precision == "bf16" else torch.float32

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+import alexnet_func as af
 from alexnet_func.arch import Arch, Conv, Linear, param_shapes, place
 from benchmarks import timing
 
@@ -22,14 +24,19 @@ class Ceilings(NamedTuple):
 
 
 @functools.cache
-def measure(device: str, dtype: torch.dtype = torch.float32) -> Ceilings:
+def measure(device: str, precision: af.train.Precision = "float32") -> Ceilings:
     """On large square matrices, on 3x3 convolutions of 256 channels in both memory formats, and on 256 MiB."""
+    with af.precision.tf32(precision == "tf32"):
+        return _measure(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def _measure(device: str, dtype: torch.dtype) -> Ceilings:
+    def drawn(*shape: int) -> Tensor:
+        return torch.rand(shape, device=device, dtype=dtype)
+
     side, n = (2048, 32) if device == "cpu" else (8192, 1024)
-    a, b = torch.rand(side, side, device=device, dtype=dtype), torch.rand(side, side, device=device, dtype=dtype)
-    x, w = (
-        torch.rand(n, 256, 27, 27, device=device, dtype=dtype),
-        torch.rand(256, 256, 3, 3, device=device, dtype=dtype),
-    )
+    a, b = drawn(side, side), drawn(side, side)
+    x, w = drawn(n, 256, 27, 27), drawn(256, 256, 3, 3)
     x_last, w_last = (t.to(memory_format=torch.channels_last) for t in (x, w))
     source = torch.rand(64 << 20, device=device)
     target = torch.empty_like(source)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import alexnet_func as af
 from benchmarks import ceilings, timing
-from benchmarks.cases import Case, Setting, dtype_of, setting
+from benchmarks.cases import Case, Setting, setting
 from benchmarks.peers import by_torchvision
 from benchmarks.timing import Row
 
@@ -28,7 +28,7 @@ def run(quick: bool, device: str) -> Iterator[list[Row]]:
         for name, rival in rivals.items():
             error = (_tensor(rival()) - expected).norm() / expected.norm()
             assert error < tolerance, f"{name}: logits differ by {error:.1e}"
-        rates = ceilings.measure(device, dtype_of(case))
+        rates = ceilings.measure(device, case.precision)
         measured = timing.interleaved(rivals, repeats=1 if quick else 15, device=device)
         least = ceilings.forward_seconds(given.arch, case.n, rates)
         base = measured["torchvision, eager"]

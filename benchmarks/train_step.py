@@ -8,7 +8,7 @@ from typing import Any
 
 import alexnet_func as af
 from benchmarks import ceilings, timing
-from benchmarks.cases import Case, Setting, dtype_of, setting
+from benchmarks.cases import Case, Setting, setting
 from benchmarks.peers import by_torchvision
 from benchmarks.timing import Row
 
@@ -38,7 +38,7 @@ def _measured(case: Case, given: Setting, quick: bool) -> list[Row]:
     except ImportError:
         print("jax is not installed: pip install -e '.[peers]'")
     _assert_equal(rivals, {"float32": 0.02, "tf32": 0.1, "bf16": 0.5}[case.precision])
-    rates = ceilings.measure(case.device, dtype_of(case))
+    rates = ceilings.measure(case.device, case.precision)
     measured = timing.interleaved(rivals, repeats=1 if quick else 9, warmups=1, device=case.device)
     least = ceilings.step_seconds(given.arch, case.n, rates)
     base = measured["torchvision, eager, fused SGD"]

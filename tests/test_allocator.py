@@ -17,7 +17,8 @@ def faults():
 
 torch.ones(40_000_000)
 without, took_effect = faults(), allocator.keep_freed_memory()
-torch.ones(40_000_000)
+for _ in range(20):  # until the heap has grown past what the C library's small caches pin
+    torch.ones(40_000_000)
 print(took_effect, without, faults())
 """
 
@@ -47,8 +48,9 @@ def test_huge_pages_are_asked_for_unless_the_user_said_otherwise(given, expected
     code = """
 from unittest import mock
 from alexnet_func.app import cli
-with mock.patch.object(cli, "main", lambda: 0):
+with mock.patch.object(cli, "main", lambda: 0), mock.patch.object(cli.allocator, "keep_freed_memory") as kept:
     cli.script()
+kept.assert_called_once_with()
 import os; print(os.environ["THP_MEM_ALLOC_ENABLE"])
 """
     done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)

@@ -198,3 +198,28 @@ def test_wrong_settings_are_refused(make, message):
 
 def test_public_names():
     assert set(af.optim.Optimizer._fields) == {"init", "update"}
+
+
+@pytest.mark.parametrize("form", ["torch", "paper"])
+def test_an_update_maps_over_gradients_alone(form):
+    """The parameters and the state are then no wrapped tensors, and the gradients are."""
+    optimizer = optim.sgd(0.1, momentum=0.9, weight_decay=0.01, form=form)
+    params = {"a": torch.randn(3), "b": torch.randn(2, 2)}
+    state = optimizer.init(params)
+    grads = {name: torch.randn(4, *p.shape) for name, p in params.items()}
+    step = torch.tensor(0)
+    mapped, _ = torch.func.vmap(lambda g: optimizer.update(g, state, params, step))(grads)
+    for i in range(4):
+        alone, _ = optimizer.update({name: g[i] for name, g in grads.items()}, state, params, step)
+        for name, p in alone.items():
+            torch.testing.assert_close(mapped[name][i], p)
+
+
+def test_an_update_is_differentiable_in_its_rate():
+    params, grads = {"a": torch.ones(3)}, {"a": torch.tensor([1.0, 2.0, 3.0])}
+
+    def total(rate):
+        optimizer = optim.sgd(rate, momentum=0.9)
+        return optimizer.update(grads, optimizer.init(params), params, torch.tensor(0))[0]["a"].sum()
+
+    torch.testing.assert_close(torch.func.grad(total)(torch.tensor(0.1)), torch.tensor(-6.0))

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from benchmarks.cases import Case, Setting, dtype_of
+from benchmarks.cases import Case, Setting
 
 
 def module(given: Setting) -> nn.Module:
@@ -51,4 +51,4 @@ def step(case: Case, given: Setting, rate: float, *, compiled: bool) -> Callable
 def _lowered(case: Case) -> AbstractContextManager:
     if case.precision != "bf16":
         return nullcontext()
-    return torch.autocast(case.device, dtype_of(case))
+    return torch.autocast(case.device, torch.bfloat16)
