@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from alexnet_func.layers import (
     LRN,
     AdaptiveAvgPool,
+    CenteredHeNormal,
     Constant,
     Conv,
     Dropout,
@@ -21,7 +22,6 @@ from alexnet_func.layers import (
     Flatten,
     HeNormal,
     Layer,
-    LeCunNormal,
     Linear,
     MaxPool,
     Normal,
@@ -208,7 +208,7 @@ def _smallest_square(arch: Arch) -> str:
 _RECORDS: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        *(Arch, Normal, LeCunNormal, HeNormal, FanInUniform, Constant),
+        *(Arch, Normal, HeNormal, CenteredHeNormal, FanInUniform, Constant),
         *(Conv, Linear, ReLU, LRN, MaxPool, AdaptiveAvgPool, Flatten, Dropout),
     )
 }
@@ -298,25 +298,25 @@ CAFFENET = Arch(
     ),
 )
 
-_LECUN = LeCunNormal()
+_HE, _CENTERED = HeNormal(), CenteredHeNormal()
 
 # Ours: ALEXNET's widths and overlapping pooling on 32x32 images, with a 3x3 stem (an 11x11 kernel at stride 4
-# would leave 7x7 maps) and smaller linear layers. LeCun's initialisation keeps the scale through all eight layers:
-# overlapping pooling makes up for the half that ReLU takes, and with He's the first steps diverge.
+# would leave 7x7 maps) and smaller linear layers. Without centred weights the logits of two images correlate by 0.96 at
+# the start, with them by 0.6. Dropout is gentle, for runs of ten epochs: with 0.5 one epoch ends two points lower.
 ALEXNET_CIFAR = Arch(
     name="alexnet_cifar",
     image_size=32,
     num_classes=10,
     features=(
-        *(Conv(64, 3, padding=1, weight=_LECUN, bias=_ZERO), ReLU(), MaxPool(3, 2, ceil_mode=True)),
-        *(Conv(192, 3, padding=1, weight=_LECUN, bias=_ZERO), ReLU(), MaxPool(3, 2, ceil_mode=True)),
-        *(Conv(384, 3, padding=1, weight=_LECUN, bias=_ZERO), ReLU()),
-        *(Conv(256, 3, padding=1, weight=_LECUN, bias=_ZERO), ReLU()),
-        *(Conv(256, 3, padding=1, weight=_LECUN, bias=_ZERO), ReLU(), MaxPool(3, 2, ceil_mode=True)),
+        *(Conv(64, 3, padding=1, weight=_HE, bias=_ZERO), ReLU(), MaxPool(3, 2, ceil_mode=True)),
+        *(Conv(192, 3, padding=1, weight=_CENTERED, bias=_ZERO), ReLU(), MaxPool(3, 2, ceil_mode=True)),
+        *(Conv(384, 3, padding=1, weight=_CENTERED, bias=_ZERO), ReLU()),
+        *(Conv(256, 3, padding=1, weight=_CENTERED, bias=_ZERO), ReLU()),
+        *(Conv(256, 3, padding=1, weight=_CENTERED, bias=_ZERO), ReLU(), MaxPool(3, 2, ceil_mode=True)),
     ),
     classifier=(
-        *(Dropout(0.5), Linear(1024, weight=_LECUN, bias=_ZERO), ReLU()),
-        *(Dropout(0.5), Linear(1024, weight=_LECUN, bias=_ZERO), ReLU()),
+        *(Dropout(0.2), Linear(1024, weight=_CENTERED, bias=_ZERO), ReLU()),
+        *(Dropout(0.2), Linear(1024, weight=_CENTERED, bias=_ZERO), ReLU()),
         Linear(None, weight=_GAUSSIAN, bias=_ZERO),
     ),
 )

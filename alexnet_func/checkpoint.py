@@ -67,7 +67,33 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: M
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the configuration that `write` wrote; errors as `load`."""
-    path = Path(path)
+    tensors, about = _mapped(Path(path))
+    if about["sha256"] != _digest(tensors, about):
+        raise ValueError(f"{path} was altered: its contents do not have the SHA-256 in its header")
+    return tensors, about["config"]
+
+
+def mapped(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`read` without looking at the tensors' bytes: they are mapped into memory, and come from the file when used.
+
+    A file of the wrong length is refused; whether its contents were altered remains the caller's to check.
+    """
+    tensors, about = _mapped(Path(path))
+    return tensors, about["config"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one step: it holds the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
@@ -80,9 +106,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise ValueError(f"{path} is truncated, altered or no checkpoint: {error}") from error
     if not {"config", "names", "sha256"} <= set(about):
         raise ValueError(f"{path} is no checkpoint: its header lacks the configuration, the names or the SHA-256")
-    if about["sha256"] != _digest(tensors, about):
-        raise ValueError(f"{path} was altered: its contents do not have the SHA-256 in its header")
-    return tensors, about["config"]
+    return tensors, about
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:

@@ -15,13 +15,17 @@ class Normal:
 
 
 @dataclass(frozen=True)
-class LeCunNormal:
-    """Draw from N(0, 1 / fan_in): LeCun et al. 1998, "Efficient backprop", equation 16."""
+class HeNormal:
+    """Draw from N(0, 2 / fan_in): He et al. 2015, equation 10."""
 
 
 @dataclass(frozen=True)
-class HeNormal:
-    """Draw from N(0, 2 / fan_in): He et al. 2015, equation 10."""
+class CenteredHeNormal:
+    """Draw as `HeNormal` and take from each unit's weights their mean, so that it ignores what its inputs share.
+
+    After a ReLU all inputs have a positive mean, which would otherwise grow from layer to layer until all images look
+    alike: Huang et al. 2017, "Centered weight normalization", of which this is the start alone.
+    """
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Constant:
     value: float
 
 
-Init = Normal | LeCunNormal | HeNormal | FanInUniform | Constant
+Init = Normal | HeNormal | CenteredHeNormal | FanInUniform | Constant
 
 
 @dataclass(frozen=True)

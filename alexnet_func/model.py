@@ -19,6 +19,7 @@ from alexnet_func.arch import (
     LRN,
     AdaptiveAvgPool,
     Arch,
+    CenteredHeNormal,
     Constant,
     Conv,
     Dropout,
@@ -26,7 +27,6 @@ from alexnet_func.arch import (
     Flatten,
     HeNormal,
     Init,
-    LeCunNormal,
     Linear,
     MaxPool,
     Normal,
@@ -174,10 +174,11 @@ def _draw(key: Tensor, rule: Init, shape: Shape, fan_in: int) -> Tensor:
     match rule:
         case Normal(std):
             return random.normal(key, shape) * std
-        case LeCunNormal():
-            return random.normal(key, shape) / math.sqrt(fan_in)
         case HeNormal():
             return random.normal(key, shape) * math.sqrt(2 / fan_in)
+        case CenteredHeNormal():
+            drawn = random.normal(key, shape) * math.sqrt(2 / fan_in)
+            return drawn - drawn.flatten(1).mean(1).view(-1, *[1] * (len(shape) - 1))
         case FanInUniform():
             return (random.uniform(key, shape) * 2 - 1) / math.sqrt(fan_in)
         case Constant(value):

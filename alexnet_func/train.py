@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
@@ -142,22 +142,38 @@ def evaluate(forward: Callable[[Params, Tensor], Tensor], params: Params, batche
 
     Raises ValueError where there is no example.
     """
+    return metrics_of(totals(forward, params, batches))
+
+
+def totals(
+    forward: Callable[[Params, Tensor], Tensor], params: Params, batches: Iterable[Batch]
+) -> Float64[Tensor, "4"]:
+    """Sums over the examples of `batches`: losses, hits, hits among the best five, and their number.
+
+    Those of parts of a test set add up to those of the whole. Zeros where there is no example, on the params' device.
+    """
     sums: Tensor | None = None
-    count = 0
     with torch.no_grad():
         for x, y in batches:
             if not len(y):
                 continue
             logits = forward(params, x)
             top5 = min(5, logits.shape[-1])
-            means = (cross_entropy(logits, y), accuracy(logits, y), accuracy(logits, y, k=top5))
+            means = (cross_entropy(logits, y), accuracy(logits, y), accuracy(logits, y, k=top5), logits.new_ones(()))
             batch_sums = torch.stack([mean.double() for mean in means]) * len(y)
             sums = batch_sums if sums is None else sums + batch_sums
-            count += len(y)
     if sums is None:
+        device = next((p.device for p in params.values()), None)
+        return torch.zeros(4, dtype=torch.float64, device=device)
+    return sums
+
+
+def metrics_of(sums: Float64[Tensor, "4"]) -> Metrics:
+    """The means that `totals` are the sums of. Raises ValueError where there is no example."""
+    loss, top1, top5, count = sums.tolist()
+    if not count:
         raise ValueError("evaluate needs at least one example")
-    loss, top1, top5_mean = (sums / count).tolist()
-    return Metrics(loss, top1, top5_mean, count)
+    return Metrics(loss / count, top1 / count, top5 / count, int(count))
 
 
 def _plain_gradient(loss_fn: Loss, has_aux: bool) -> GradFn:

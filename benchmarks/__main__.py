@@ -21,6 +21,7 @@ from benchmarks import (
     profile,
     random,
     report,
+    scaling,
     startup,
     timing,
     train_step,
@@ -36,13 +37,13 @@ QUESTIONS = {
     "ensemble": ensemble.run,
     "random": random.run,
     "input_pipeline": input_pipeline.run,
+    "scaling": scaling.run,
     "compilation": compilation.run,
     "startup": startup.run,
 }
 
 
 def main() -> int:
-    allocator.use_huge_pages()  # for all rivals alike
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="GLOB", default="*", help=f"of {', '.join(QUESTIONS)}")
     parser.add_argument("--list", action="store_true", help="list the questions and stop")
@@ -61,6 +62,7 @@ def main() -> int:
         parser.error("--device cuda: torch sees no CUDA device")
     if options.compare is not None and not options.compare.is_file():
         parser.error(f"--compare {options.compare}: no such file")
+    allocator.use_huge_pages()  # for all rivals alike
     if len(chosen) > 1:  # each in a process of its own, so that none meets what another left
         return max(subprocess.run(_command(sys.executable, name, options)).returncode != 0 for name in chosen)
     return _answer(chosen[0], options)

@@ -1,7 +1,8 @@
 """How fast are images read and augmented? Against torchvision's transforms, ImageFolder and DataLoader: 32x32 images in
-memory, and JPEG files read by one process, since the start of worker processes would be what is measured.
+memory; JPEG files read by one process, since the start of worker processes would be what is measured; prepared shards.
 """
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import alexnet_func as af
-from alexnet_func.data import augment, stream
+from alexnet_func.app import inputs, recipes
+from alexnet_func.data import augment, memory, prepare, shards, stream
+from alexnet_func.data.datasets import Dataset, Files
+from alexnet_func.data.shards import Shards
 from benchmarks import timing
 from benchmarks.timing import Row
 
@@ -48,15 +52,49 @@ def run(quick: bool, device: str) -> Iterator[list[Row]]:
 
     with tempfile.TemporaryDirectory() as folder:
         paths = _photographs(Path(folder), 64 if quick else FILES)
-        readers = {"torchvision ImageFolder, DataLoader": _by_torchvision(folder), "af.data.stream": _by_stream(paths)}
+        files = Files(tuple(paths), torch.zeros(len(paths), dtype=torch.int64))
+        source, target = Dataset(files, files, ("pictures",)), Path(folder) / "shards"
+        prepare.prepare(source, target)
+        prepared = shards.load(target)[0]["train"]
+        readers = {
+            "torchvision ImageFolder, DataLoader": _by_torchvision(folder),
+            "af.data.stream": _by_stream(paths),
+            "af.data.shards": lambda: sum(len(images) for _, images in _from_shards(prepared)),
+            "af.data.shards, 224x224 crops and flips, normalised": _augmented_shards(prepared),
+        }
         measured = timing.interleaved(readers, repeats=repeats, warmups=1)
-    base = next(iter(measured.values()))
-    yield [Row(f"{len(paths)} JPEG files of 500x375 to 256x256", name, t, base) for name, t in measured.items()]
+        base = next(iter(measured.values()))
+        yield [Row(f"{len(paths)} JPEG files of 500x375 to 256x256", name, t, base) for name, t in measured.items()]
+
+        writers = {"decoding alone": lambda: memory.decode(files, 256), "alexnet prepare": lambda: _anew(files, target)}
+        measured = timing.interleaved(writers, repeats=repeats, warmups=1)
+        base = next(iter(measured.values()))
+        yield [Row(f"{len(paths)} JPEG files to shards", name, t, base) for name, t in measured.items()]
 
 
 def _augmented(key: Tensor, image: Tensor) -> Tensor:
     crop_key, flip_key = af.random.split(key)
     return augment.random_flip(flip_key, augment.padded_crop(crop_key, image, 4))
+
+
+def _anew(files: Files, target: Path) -> None:
+    shutil.rmtree(target)
+    prepare.prepare(Dataset(files, Files((), torch.zeros(0, dtype=torch.int64)), ("pictures",)), target)
+
+
+def _from_shards(prepared: Shards) -> Iterator[tuple[Tensor, Tensor]]:
+    return shards.batches(prepared, torch.arange(len(prepared.labels)).split(BATCH))
+
+
+def _augmented_shards(prepared: Shards) -> Callable[[], int]:
+    recipe, moments = recipes.PHOTOGRAPHS, inputs.Moments((0.5,) * 3, (0.25,) * 3)
+    augmented = inputs.preparation(recipe, af.arch.ALEXNET, moments, None)
+
+    def call() -> int:
+        key = af.random.key(0)
+        return sum(len(augmented(key, index, images)) for index, images in _from_shards(prepared))
+
+    return call
 
 
 def _photographs(folder: Path, count: int) -> list[Path]:

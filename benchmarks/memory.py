@@ -11,8 +11,7 @@ def run(quick: bool, device: str) -> Iterator[list[Row]]:
     """A table for each batch size. Parameters, momentum and inputs count; torch itself does not."""
     for n in (1,) if quick else (32, 128):
         case = Case("alexnet", n, device, "bf16" if device == "cuda" else "float32")
-        names = [name for name in train_step.RIVALS if name not in train_step.CUDA_ONLY or device == "cuda"]
         yield [
             Row(f"{case.title}: training step", name, None, None, peaks.peak(train_step.call, name, case)[1])
-            for name in names
+            for name in train_step.names(case)
         ]

@@ -5,7 +5,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,7 +59,12 @@ def interleaved(
             call()
             wait()
             seconds[name].append(time.perf_counter() - started)
-    return {name: Timing(statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
+    return {name: of(taken) for name, taken in seconds.items()}
+
+
+def of(seconds: Sequence[float]) -> Timing:
+    """What those repeats amount to."""
+    return Timing(statistics.median(seconds), min(seconds), max(seconds))
 
 
 def header(device: str = "cpu") -> str:

@@ -28,9 +28,7 @@ def run(quick: bool, device: str) -> Iterator[list[Row]]:
 
 
 def _measured(case: Case, given: Setting, quick: bool) -> list[Row]:
-    rivals = {
-        name: make(case, given) for name, make in RIVALS.items() if name not in CUDA_ONLY or case.device == "cuda"
-    }
+    rivals = {name: RIVALS[name](case, given) for name in names(case)}
     try:
         from benchmarks.peers import by_jax
 
@@ -45,9 +43,15 @@ def _measured(case: Case, given: Setting, quick: bool) -> list[Row]:
     return [Row(f"{case.title}: training step", name, t, base, None, least) for name, t in measured.items()]
 
 
-def _ours(case: Case, given: Setting, *, build: Callable[[af.train.Step], af.train.Step]) -> Callable[[], Any]:
+def _ours(
+    case: Case,
+    given: Setting,
+    *,
+    build: Callable[[af.train.Step], af.train.Step],
+    table: af.model.Table = af.model.PLAIN,
+) -> Callable[[], Any]:
     def without_dropout(params: dict, batch: tuple, *, key: Any = None) -> Any:
-        return af.loss_fn(params, batch, arch=given.arch)
+        return af.loss_fn(params, batch, arch=given.arch, table=table)
 
     optimizer = af.optim.sgd(RATE, momentum=0.9)
     step = build(af.train.make_step(af.train.with_precision(without_dropout, case.precision), optimizer))
@@ -65,18 +69,32 @@ def _eager(step: af.train.Step) -> af.train.Step:
     return step
 
 
+_DONATED = functools.partial(af.train.compile_step, donate=True)
+
+
 # By name, so that a process of its own can measure their memory.
 RIVALS: Mapping[str, Callable[[Case, Setting], Callable[[], Any]]] = {
     "torchvision, eager, fused SGD": functools.partial(by_torchvision.step, rate=RATE, compiled=False),
     "torchvision and SGD, compiled": functools.partial(by_torchvision.step, rate=RATE, compiled=True),
     "af, eager": functools.partial(_ours, build=_eager),
     "af, compiled": functools.partial(_ours, build=af.train.compile_step),
-    "af, compiled, donated": functools.partial(_ours, build=functools.partial(af.train.compile_step, donate=True)),
+    "af, compiled, donated": functools.partial(_ours, build=_DONATED),
     "af, compiled, donated, CUDA graph": functools.partial(
         _ours, build=functools.partial(af.train.compile_step, donate=True, cudagraph=True)
     ),
+    "af, compiled, donated, SPACE_TO_DEPTH": functools.partial(_ours, build=_DONATED, table=af.routes.SPACE_TO_DEPTH),
+    "af, compiled, donated, MATVEC": functools.partial(_ours, build=_DONATED, table=af.routes.MATVEC),
 }
-CUDA_ONLY = {"af, compiled, donated, CUDA graph"}
+_ONLY: Mapping[str, Callable[[Case], bool]] = {
+    "af, compiled, donated, CUDA graph": lambda case: case.device == "cuda",
+    "af, compiled, donated, SPACE_TO_DEPTH": lambda case: case.device == "cuda",
+    "af, compiled, donated, MATVEC": lambda case: case.n == 1,
+}
+
+
+def names(case: Case) -> list[str]:
+    """The rivals that have a part in a case."""
+    return [name for name in RIVALS if name not in _ONLY or _ONLY[name](case)]
 
 
 def call(name: str, case: Case) -> Callable[[], Any]:

@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +63,18 @@ def test_the_ceilings_count_what_the_literature_counts():
     assert ceilings.step_seconds(af.arch.ALEXNET, 1, unit) == pytest.approx(
         3 * ceilings.forward_seconds(af.arch.ALEXNET, 1, unit) - first
     )
+
+
+def test_accuracies_are_tabulated_with_their_mean_and_spread(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.accuracy", "--data", "digits", "--seeds", "2", "--out", "results"]
+    command += ["--device", "cpu", "--limit", "64", "--epochs", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    folder = tmp_path / "results" / "cpu"
+    entries = json.loads((folder / "accuracy_digits.json").read_text())
+    assert [entry["seed"] for entry in entries] == [0, 1]
+    assert entries[0]["single"] == pytest.approx(entries[0]["epochs"][-1]["test_accuracy"], abs=1e-4)
+    mean = sum(entry["single"] for entry in entries) / 2
+    assert f"| **mean** | {mean:.2%} |" in (folder / "accuracy_digits.md").read_text()
+    assert (folder / "curves_digits.png").is_file()
+    assert (folder / "filters_digits.png").is_file()

@@ -152,9 +152,10 @@ class TestInit:
                 assert abs(value.std().item() / 0.01 - 1) < 0.02, name
                 assert abs(value.mean().item()) < 3e-4, name
 
-    def test_lecun_and_he(self, key, params):
+    def test_he_centred_and_not(self, key, params):
         weight = params["alexnet_cifar"]["features.8.weight"]
-        assert abs(weight.std().item() / (1 / (384 * 9)) ** 0.5 - 1) < 0.01
+        assert abs(weight.std().item() / (2 / (384 * 9)) ** 0.5 - 1) < 0.01
+        assert weight.mean((1, 2, 3)).abs().max() < 1e-8
         he = ALEXNET_CIFAR.replace(features=(Conv(500, 5, weight=HeNormal()), *ALEXNET_CIFAR.features[1:]))
         assert abs(af.init(key, he)["features.0.weight"].std().item() / (2 / 75) ** 0.5 - 1) < 0.02
 

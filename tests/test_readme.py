@@ -1,11 +1,23 @@
 """The README's Python blocks run as written, in one namespace; its commands are those of the Makefile and the CLI."""
 
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from alexnet_func.app import cli
+from benchmarks import __main__ as benchmarks
+from parity import __main__ as parity
 
 README = Path(__file__).parent.parent / "README.md"
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    for line in block.splitlines()
+]
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
@@ -22,6 +34,62 @@ def test_python_blocks_run_as_written(capsys):
     assert namespace["metrics"]["losses"].shape == (3,)
     assert namespace["logits"].shape == (8, 10)
     assert namespace["kernel"].shape == (2, 2, 10, 10)
+
+
+def test_the_plan_prints_its_table(capsys):
+    plan = (README.parent / "SCALING.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?)```", plan, flags=re.DOTALL)
+    exec(compile(script, "SCALING.md", "exec"), {})
+    assert f"```\n{capsys.readouterr().out}```" in plan
+
+
+# What stands in for downloads, for photographs and for hours.
+STAND_INS = {
+    "cifar10": "digits",
+    "torchvision": "runs/cifar10",
+    "train": "train --limit 4 --batch-size 2 --epochs 1 --device cpu",
+}
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Two classes of two images, and the two that are to be recognised."""
+    places = [tmp_path / "photographs" / split / name for split in ("train", "test") for name in ("cat", "dog")]
+    for place in places:
+        place.mkdir(parents=True)
+    for number, name in enumerate(("cat", "dog")):
+        image = Image.new("RGB", (300, 280), (90 * number, 50, 20))
+        for file in (f"photographs/train/{name}/0.jpg", f"photographs/train/{name}/1.jpg"):
+            image.save(tmp_path / file)
+        image.save(tmp_path / f"photographs/test/{name}/0.jpg")
+        image.save(tmp_path / f"{name}.jpg")
+    return tmp_path
+
+
+def test_the_alexnet_commands_run_in_their_order(photographs, monkeypatch, capsys):
+    monkeypatch.chdir(photographs)
+    commands = [line for line in COMMANDS if re.match(r"\.venv/bin/(alexnet|torchrun)", line)]
+    assert len(commands) > 8
+    for command in commands:
+        words = [STAND_INS.get(word, word) for word in command.split()]
+        arguments = " ".join(words[words.index("alexnet_func") + 1 :] if "torchrun" in command else words[1:]).split()
+        if "torchrun" in command:
+            shutil.rmtree("runs/cifar10")
+        assert cli.main(arguments) == 0, (command, capsys.readouterr().err)
+    assert (photographs / "shards" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("program", [parity, benchmarks], ids=["parity", "benchmarks"])
+def test_the_other_programs_take_the_options_shown(program, monkeypatch, capsys):
+    name = program.__name__.split(".")[0]
+    shown = [
+        line.split()[3:] for line in COMMANDS if line.startswith(f".venv/bin/python -m {name} ") or line.endswith(name)
+    ]
+    assert len(shown) > 3
+    for arguments in shown:
+        monkeypatch.setattr(sys, "argv", [name, *arguments, "--list"])
+        assert program.main() == 0, arguments
+        assert capsys.readouterr().out
 
 
 def test_make_targets_exist():

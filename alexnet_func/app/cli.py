@@ -1,7 +1,9 @@
 """The console script `alexnet`."""
 
 import dataclasses
+import functools
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +14,9 @@ import torch
 import tyro
 from rich.console import Console
 
-from alexnet_func import allocator
+from alexnet_func import allocator, parallel
 from alexnet_func.app import fit, inputs, inspection, recipes, runs, score
+from alexnet_func.data import datasets, prepare
 
 
 def _shown_as(metavar: str) -> Any:
@@ -31,8 +34,8 @@ class Train:
     """Train AlexNet, report the test accuracy after each epoch, and print the final one."""
 
     data: Annotated[str, _shown_as("NAME|DIR")] = "digits"
-    """digits (embedded, no download), cifar10, cifar100, imagenet, or a folder with train/<class>/* and test/ or
-    val/."""
+    """digits (embedded, no download), cifar10, cifar100, imagenet, a folder with train/<class>/* and test/ or val/, or
+    one that prepare wrote."""
     root: Annotated[str, _shown_as("DIR")] = "data"
     """Where downloaded data sets lie."""
     arch: Annotated[str | None, _shown_as("NAME")] = None
@@ -45,10 +48,12 @@ class Train:
     """Images a step."""
     lr: Annotated[float | None, _shown_as("F")] = None
     """Peak learning rate."""
+    optimizer: Literal["sgd", "adamw"] | None = None
+    """SGD with momentum, or AdamW, which wants a much smaller rate and a larger decay."""
     momentum: Annotated[float | None, _shown_as("F")] = None
-    """Momentum of the velocity."""
+    """Momentum of the velocity, or AdamW's b1."""
     weight_decay: Annotated[float | None, _shown_as("F")] = None
-    """Decay added to the gradient."""
+    """Decay added to the gradient, or AdamW's."""
     schedule: Literal["constant", "cosine", "linear", "step"] | None = None
     """How the rate falls; cosine and linear warm up for a tenth of the run, step divides by ten three times."""
     augmentation: recipes.Augmentation | None = None
@@ -139,6 +144,26 @@ class Inspect:
     """Show the traceback of an error."""
 
 
+@dataclass(frozen=True)
+class Prepare:
+    """Decode image files once into shards that training reads without decoding; killed, it goes on where it was."""
+
+    source: tyro.conf.Positional[Annotated[str, _shown_as("imagenet|DIR")]]
+    """ImageNet, or a folder with train/<class>/* and test/ or val/."""
+    out: tyro.conf.Positional[Annotated[str, _shown_as("DST")]]
+    """Directory for manifest.json and the shards."""
+    root: Annotated[str, _shown_as("DIR")] = "data"
+    """Where ImageNet lies."""
+    side: Annotated[int, _shown_as("PIXELS")] = 256
+    """The shorter side is resized to this and the middle square kept, as the paper did."""
+    workers: Annotated[int | None, _shown_as("N")] = None
+    """Threads that write a shard each; None: one a processor."""
+    skip_bad_images: Flag = False
+    """Leave unreadable images out instead of stopping."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+
 def script() -> int:
     """`main` on the process's own command line, with the process's memory set up for it."""
     allocator.use_huge_pages()
@@ -149,10 +174,10 @@ def script() -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line: 0, 1 after one line of explanation, 130 after Ctrl-C; wrong options exit with 2."""
     options = tyro.extras.subcommand_cli_from_dict(
-        {"train": Train, "eval": Eval, "predict": Predict, "inspect": Inspect},
+        {"train": Train, "eval": Eval, "predict": Predict, "inspect": Inspect, "prepare": Prepare},
         prog="alexnet",
         args=argv,
-        description="AlexNet as pure functions: train, evaluate, predict, inspect.",
+        description="AlexNet as pure functions: train, evaluate, predict, inspect; prepare data.",
     )
     console = Console(highlight=False, soft_wrap=True)
     try:
@@ -175,7 +200,14 @@ def _train(options: Train, console: Console) -> None:
     device = _device(options.device)
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out: which run?")
-    run = fit.Run(
+    with parallel.joined(device) as own_device:
+        console.quiet = parallel.rank() > 0
+        result = fit.fit(_run(options, own_device), _recipe(options), console)
+    console.print(f"test accuracy {result.top1 * 100:.2f} % ({result.count} images)")
+
+
+def _run(options: Train, device: torch.device) -> fit.Run:
+    return fit.Run(
         data=options.data,
         root=options.root,
         seed=options.seed,
@@ -190,8 +222,6 @@ def _train(options: Train, console: Console) -> None:
         stream=True if options.stream else False if options.no_stream else None,
         workers=options.workers,
     )
-    result = fit.fit(run, _recipe(options), console)
-    console.print(f"test accuracy {result.top1 * 100:.2f} % ({result.count} images)")
 
 
 def _eval(options: Eval, console: Console) -> None:
@@ -224,8 +254,26 @@ def _inspect(options: Inspect, console: Console) -> None:
     )
 
 
-_COMMANDS: dict[type, Any] = {Train: _train, Eval: _eval, Predict: _predict, Inspect: _inspect}
-_LEAST = {"epochs": 1, "batch_size": 1, "limit": 1, "workers": 0, "lr": 0, "momentum": 0, "weight_decay": 0}
+def _prepare(options: Prepare, console: Console) -> None:
+    _check_least(options)
+    started = time.perf_counter()
+    prepared = prepare.prepare(
+        datasets.load(options.source, root=options.root),
+        Path(options.out),
+        side=options.side,
+        skip_bad=options.skip_bad_images,
+        workers=options.workers,
+        track=functools.partial(inputs.follow, console, "writing shards"),
+    )
+    for reason in prepared.unreadable:
+        console.print(f"left out: {reason}")
+    train, test = prepared.counts["train"], prepared.counts["test"]
+    rate = (train + test) / (time.perf_counter() - started)
+    console.print(f"{options.out} holds {train} training and {test} test images ({rate:,.0f} images/s)")
+
+
+_COMMANDS: dict[type, Any] = {Train: _train, Eval: _eval, Predict: _predict, Inspect: _inspect, Prepare: _prepare}
+_LEAST = {"epochs": 1, "batch_size": 1, "limit": 1, "workers": 0, "side": 1, "lr": 0, "momentum": 0, "weight_decay": 0}
 
 
 def _recipe(options: Train) -> recipes.Recipe:
@@ -235,7 +283,7 @@ def _recipe(options: Train) -> recipes.Recipe:
     return recipes.choose(options.data, options.recipe, **changes)
 
 
-def _check_least(options: Train | Inspect) -> None:
+def _check_least(options: Train | Inspect | Prepare) -> None:
     for name, least in _LEAST.items():
         value = getattr(options, name, None)
         if value is not None and not value >= least:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 from torch import Tensor
 
-from alexnet_func import arch, losses, model, random, train
+from alexnet_func import arch, losses, model, parallel, random, train
 from alexnet_func.app import inputs, recipes, runs
 from alexnet_func.app.inputs import Moments
 from alexnet_func.app.recipes import Recipe
@@ -58,16 +58,20 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
     and the place in the batch: a run that is resumed goes on bit for bit. Raises FloatingPointError when the loss is no
     longer finite, InterruptedRunError after Ctrl-C, ValueError for settings that do not fit together.
     """
-    out = None if run.out is None else Path(run.out)
+    rank, ranks = parallel.rank(), parallel.world_size()
+    _check_ranks(run, recipe, ranks)
+    cache = None if run.out is None else Path(run.out)
+    out = cache if rank == 0 else None
     if out is not None and not run.resume:
         runs.check_free(out)
     network = arch.get(recipe.arch)
     side = inputs.stored_side(network)
-    dataset = datasets.load(run.data, root=run.root)
+    reading = inputs.Reading(run.device, run.skip_bad_images, run.stream, run.workers, cache)
+    with parallel.first_rank_first():  # to download, and to keep what it decodes
+        dataset = datasets.load(run.data, root=run.root)
+        images = inputs.source(inputs.limited(dataset.train, run.limit), side, reading, console, "train")
+        test = inputs.source(dataset.test, side, reading, console, "test")
     network = network.replace(num_classes=len(dataset.classes))
-    reading = inputs.Reading(run.device, run.skip_bad_images, run.stream, run.workers, cache=out)
-    images = inputs.source(inputs.limited(dataset.train, run.limit), side, reading, console, "train")
-    test = inputs.source(dataset.test, side, reading, console, "test")
     count = len(images.labels)
     steps = count // recipe.batch_size
     if steps == 0:
@@ -82,7 +86,7 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
     orders = functools.partial(_epoch_order, data_key.cpu(), count=count, batch_size=recipe.batch_size)
     optimizer = recipes.optimizer(recipe, steps)
     loss_fn = train.with_precision(functools.partial(losses.loss_fn, arch=network), run.precision)
-    step = train.make_step(loss_fn, optimizer)
+    step = train.make_step(loss_fn, optimizer, grad_fn=parallel.grad_fn(loss_fn) if ranks > 1 else None)
     step = train.compile_step(step, donate=True) if run.compile else step
     forward = functools.partial(model.forward, arch=network)
 
@@ -90,7 +94,8 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
     if progress is None:
         params = initial_params(run, init_key, network, console)
         progress = runs.Progress(train.create_state(params, optimizer, key=train_key), 0.0)
-    state, loss_sum = progress
+    state, loss_sums = parallel.broadcast((progress.state, torch.tensor(progress.loss_sum, device=run.device)))
+    loss_sum = float(loss_sums)
     done, result = int(state.step), None
     if out is not None:
         runs.keep_metrics(out, done // steps)
@@ -106,7 +111,7 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
         fetched = images.fetch(
             order
             for epoch in range(first_epoch, recipe.epochs)
-            for order in orders(epoch)[first if epoch == first_epoch else 0 :]
+            for order in map(parallel.share, orders(epoch)[first if epoch == first_epoch else 0 :])
         )
         for epoch in range(first_epoch, recipe.epochs):
             started, before = time.perf_counter(), done
@@ -130,7 +135,8 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
                 raise FloatingPointError(
                     f"the loss is {loss} in epoch {epoch + 1}: try a smaller --lr than {recipe.lr}"
                 )
-            result = train.evaluate(forward, state.params, inputs.batches(test, network, moments))
+            own = inputs.batches(test, network, moments, rank, ranks)
+            result = parallel.evaluate(forward, state.params, own)
             console.print(
                 f"epoch {epoch + 1:2d}/{recipe.epochs}  train loss {loss:.4f}  test loss {result.loss:.4f}  "
                 f"test accuracy {result.top1:7.2%}  {rate:,.0f} images/s"
@@ -146,7 +152,14 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
     bad = len(images.unreadable) + len(test.unreadable)
     if bad:
         console.print(f"{bad} unreadable image{'s' if bad > 1 else ''} left out")
-    return result or train.evaluate(forward, state.params, inputs.batches(test, network, moments))
+    return result or parallel.evaluate(forward, state.params, inputs.batches(test, network, moments, rank, ranks))
+
+
+def _check_ranks(run: Run, recipe: Recipe, ranks: int) -> None:
+    if recipe.batch_size % ranks:
+        raise ValueError(f"--batch-size {recipe.batch_size} does not divide among {ranks} ranks")
+    if ranks > 1 and run.skip_bad_images:
+        raise ValueError("--skip-bad-images makes the ranks' batches unequal: let alexnet prepare leave such files out")
 
 
 def initial_params(run: Run, key: Tensor, network: arch.Arch, console: Console) -> model.Params:
@@ -218,11 +231,14 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def _interrupt_flag() -> Iterator[Callable[[], bool]]:
-    """Within the block Ctrl-C only sets what the yielded function returns, so that a step is never cut in two."""
+    """Within the block Ctrl-C only sets what the yielded function returns, so that a step is never cut in two.
+
+    Of several ranks the first alone heeds it: it saves, and the others, waiting for its part of a sum, stop with it.
+    """
     pressed = []
     before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try:
-        yield lambda: bool(pressed)
+        yield lambda: bool(pressed) and parallel.rank() == 0
     finally:
         signal.signal(signal.SIGINT, before)
 

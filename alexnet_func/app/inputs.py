@@ -14,8 +14,9 @@ from torch.func import vmap
 
 from alexnet_func import arch, random
 from alexnet_func.app.recipes import Recipe
-from alexnet_func.data import augment, memory, stream
+from alexnet_func.data import augment, memory, shards, stream
 from alexnet_func.data.datasets import Files, Split
+from alexnet_func.data.shards import Shards
 from alexnet_func.losses import Batch
 
 _SHUFFLE_SEED = 1000  # no run's seed by default, so that no key is shared with a run
@@ -57,11 +58,14 @@ class Moments(NamedTuple):
     std: tuple[float, ...]
 
 
-def source(split: Split | Files, side: int, reading: Reading, console: Console, name: str) -> Source:
+def source(split: Split | Files | Shards, side: int, reading: Reading, console: Console, name: str) -> Source:
     """The images of a split at `side` x `side`, in memory on the device if they fit and are not to be streamed.
 
-    Raises ValueError for images in memory of another size, and for an unreadable file unless those are skipped.
+    Raises ValueError for images of another size in memory or in shards, and for an unreadable file unless those are
+    skipped.
     """
+    if isinstance(split, Shards):
+        return _mapped(split, side, reading, name)
     if isinstance(split, Files) and _streams(len(split.paths), side, reading):
         return _streamed(split, side, reading, console)
     unreadable: list[str] = []
@@ -70,9 +74,7 @@ def source(split: Split | Files, side: int, reading: Reading, console: Console, 
         unreadable += reasons
         for reason in reasons:
             console.print(f"left out: {reason}")
-    if split.images.shape[-1] != side:
-        found = split.images.shape[-1]
-        raise ValueError(f"the {name} images are {found}x{found}, and the network needs {side}x{side}")
+    _check_side(split.images.shape[-1], side, name)
     images, labels = split.images.to(reading.device), split.labels.to(reading.device)
 
     def fetch(orders: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -83,29 +85,48 @@ def source(split: Split | Files, side: int, reading: Reading, console: Console, 
     return Source(labels, fetch, unreadable)
 
 
+def _check_side(found: int, side: int, name: str) -> None:
+    if found != side:
+        raise ValueError(f"the {name} images are {found}x{found}, and the network needs {side}x{side}")
+
+
+def _mapped(split: Shards, side: int, reading: Reading, name: str) -> Source:
+    _check_side(split.side, side, name)
+
+    def fetch(orders: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for index, pixels in shards.batches(split, orders, pin_memory=reading.device.type == "cuda"):
+            yield index.to(reading.device, non_blocking=True), pixels.to(reading.device, non_blocking=True)
+
+    return Source(split.labels.to(reading.device), fetch, [])
+
+
 def _streams(count: int, side: int, reading: Reading) -> bool:
     if reading.stream is not None:
         return reading.stream
-    memories = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    # torchrun says how many ranks share this machine.
+    memories = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))]
     if reading.device.type == "cuda":
         memories.append(torch.cuda.get_device_properties(reading.device).total_memory)
     return 4 * count * 3 * side**2 > min(memories)
 
 
 def _decoded(files: Files, side: int, reading: Reading, console: Console, name: str) -> memory.Decoded:
-    def follow(items: Iterable, total: int) -> Iterable:
-        if not console.is_terminal:
-            return items
-        return track(items, description=f"reading {name} images", total=total, console=console, transient=True)
-
     decode = memory.decode
     if reading.cache is not None:
         reading.cache.mkdir(parents=True, exist_ok=True)
         decode = functools.partial(memory.cached, reading.cache / f"images-{name}.safetensors")
     try:
-        return decode(files, side, skip_bad=reading.skip_bad, track=follow)
+        following = functools.partial(follow, console, f"reading {name} images")
+        return decode(files, side, skip_bad=reading.skip_bad, track=following)
     except ValueError as error:
         raise error if reading.skip_bad else ValueError(str(error) + _SKIP) from error
+
+
+def follow(console: Console, what: str, items: Iterable, total: int) -> Iterable:
+    """`items`, with a progress bar where the console is a terminal."""
+    if not console.is_terminal:
+        return items
+    return track(items, description=what, total=total, console=console, transient=True)
 
 
 def _streamed(files: Files, side: int, reading: Reading, console: Console) -> Source:
@@ -132,13 +153,15 @@ def _streamed(files: Files, side: int, reading: Reading, console: Console) -> So
     return Source(files.labels.to(reading.device), fetch, unreadable)
 
 
-def limited(split: Split | Files, limit: int | None) -> Split | Files:
+def limited(split: Split | Files | Shards, limit: int | None) -> Split | Files | Shards:
     """The first `limit` images of `shuffle`."""
     if limit is None:
         return split
     chosen = shuffle(len(split.labels))[:limit]
     if isinstance(split, Files):
         return Files(tuple(split.paths[i] for i in chosen.tolist()), split.labels[chosen])
+    if isinstance(split, Shards):
+        return split._replace(file=split.file[chosen], row=split.row[chosen], labels=split.labels[chosen])
     return Split(split.images[chosen], split.labels[chosen])
 
 
@@ -189,9 +212,9 @@ def preparation(
     return prepare
 
 
-def batches(images: Source, network: arch.Arch, moments: Moments) -> Iterator[Batch]:
-    """The middle of every image, normalised, with its label."""
-    orders = torch.arange(len(images.labels)).split(_BATCH)
+def batches(images: Source, network: arch.Arch, moments: Moments, part: int = 0, parts: int = 1) -> Iterator[Batch]:
+    """The middle of every image of one of so many parts, normalised, with its label."""
+    orders = torch.arange(len(images.labels)).tensor_split(parts)[part].split(_BATCH)
     return (batch for _, batch in indexed_batches(images, orders, network, moments))
 
 

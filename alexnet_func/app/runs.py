@@ -51,8 +51,8 @@ def open_run(out: Path, config: Mapping[str, Any], device: torch.device) -> Prog
     out.mkdir(parents=True, exist_ok=True)
     path = out / CHECKPOINT
     if not path.exists():
-        write_text(out / CONFIG, json.dumps(config, indent=2))
-        write_text(out / METRICS, "")
+        checkpoint.write_text(out / CONFIG, json.dumps(config, indent=2))
+        checkpoint.write_text(out / METRICS, "")
         return None
     state, saved = checkpoint.load(path, device)
     before = saved["run"]
@@ -63,7 +63,7 @@ def open_run(out: Path, config: Mapping[str, Any], device: torch.device) -> Prog
     ]
     if differing:
         raise ValueError(f"{out} was trained otherwise: {', '.join(differing)}")
-    write_text(out / CONFIG, json.dumps(config, indent=2))
+    checkpoint.write_text(out / CONFIG, json.dumps(config, indent=2))
     return Progress(state, saved["loss_sum"])
 
 
@@ -83,7 +83,7 @@ def keep_metrics(out: Path, epochs: int) -> None:
             continue
         if row["epoch"] <= epochs:
             rows.append(line)
-    write_text(path, "".join(f"{row}\n" for row in rows))
+    checkpoint.write_text(path, "".join(f"{row}\n" for row in rows))
 
 
 def append_metrics(out: Path, row: Mapping[str, Any]) -> None:
@@ -92,13 +92,6 @@ def append_metrics(out: Path, row: Mapping[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def load_model(source: str, device: torch.device) -> Model:

@@ -10,7 +10,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from alexnet_func import losses, random
-from alexnet_func.data import images
+from alexnet_func.data import images, shards
+from alexnet_func.data.shards import Shards
 
 
 class Split(NamedTuple):
@@ -30,23 +31,26 @@ class Files(NamedTuple):
 class Dataset(NamedTuple):
     """A training and a test split, and the names of the classes, in the order of their labels."""
 
-    train: Split | Files
-    test: Split | Files
+    train: Split | Files | Shards
+    test: Split | Files | Shards
     classes: tuple[str, ...]
 
 
 def load(name: str, *, root: str | os.PathLike[str] = "data") -> Dataset:
-    """A data set by name, or a folder `DIR/train/<class>/*` with `DIR/test` or `DIR/val`.
+    """A data set by name, a folder `DIR/train/<class>/*` with `DIR/test` or `DIR/val`, or what `prepare` made of one.
 
     `digits` needs nothing; `cifar10` and `cifar100` are downloaded to `root` on first use; `imagenet` is
     torchvision's layout of ILSVRC-2012 under `root`, or its archives, which are then unpacked. Splits of ImageNet and
-    of a folder are `Files`, the others are in memory.
+    of a folder are `Files`, of a prepared directory `Shards`, the others are in memory.
 
     Raises ValueError for an unknown name or an empty class or one of one split alone, OSError where a download fails
     or an archive is missing.
     """
     if name in _LOADERS:
         dataset = _LOADERS[name](Path(root))
+    elif (Path(name) / shards.MANIFEST).is_file():
+        splits, classes = shards.load(Path(name))
+        dataset = Dataset(splits["train"], splits["test"], classes)
     elif Path(name).is_dir():
         dataset = folder(Path(name))
     else:

@@ -59,7 +59,7 @@ def cached(
     A file counts as the same by its path, size and time of last change. Where `path` cannot be written the images are
     decoded all the same, and again the next time.
     """
-    source = _fingerprint(files, side)
+    source = fingerprint(files, side)
     try:
         tensors, about = checkpoint.read(path)
         if about["source"] == source and (skip_bad or not about["unreadable"]):
@@ -74,7 +74,8 @@ def cached(
     return decoded
 
 
-def _fingerprint(files: Files, side: int) -> str:
+def fingerprint(files: Files, side: int) -> str:
+    """A SHA-256 that changes with any file's path, label, size or time of change, with `side` and with Pillow."""
     digest = hashlib.sha256(f"{side} {PIL.__version__}".encode())
     for path, label in zip(files.paths, files.labels.tolist(), strict=True):
         about = path.stat()

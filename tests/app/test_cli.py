@@ -23,7 +23,7 @@ import alexnet_func as af
 from alexnet_func import checkpoint, random
 from alexnet_func.app import cli, fit, inputs, recipes, runs
 from alexnet_func.arch import ALEXNET_CIFAR
-from alexnet_func.data import datasets
+from alexnet_func.data import datasets, prepare
 
 SHORT = ["train", "--limit", "64", "--epochs", "3", "--device", "cpu"]
 
@@ -120,6 +120,23 @@ def test_streamed_and_in_memory_a_run_is_the_same_with_any_number_of_workers(tmp
     assert results[2] == results[0]
     assert (tmp_path / "memory" / "images-train.safetensors").exists()
     assert not (tmp_path / "two" / "images-train.safetensors").exists()
+
+
+def test_a_run_on_prepared_shards_is_the_run_on_the_files(tmp_path, folder, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "SHARD", 4)
+    shards = str(tmp_path / "shards")
+    assert cli.main(["prepare", str(folder), shards, "--side", "32"]) == 0
+    assert f"{shards} holds 8 training and 8 test images" in capsys.readouterr().out
+    losses = []
+    for name, data in (("files", str(folder)), ("shards", shards)):
+        options = ["--arch", "alexnet_cifar", "--epochs", "1", "--batch-size", "2", "--device", "cpu"]
+        assert cli.main(["train", "--data", data, *options, "--limit", "5", "--out", str(tmp_path / name)]) == 0
+        losses.append(re.search(r"train loss (\S+)  test loss (\S+)", capsys.readouterr().out).groups())
+    assert losses[0] == losses[1]
+    files, mapped = (checkpoint.load(tmp_path / name / "checkpoint.safetensors")[0] for name in ("files", "shards"))
+    assert all(torch.equal(mapped.params[name], value) for name, value in files.params.items())
+    assert cli.main(["train", "--data", shards, "--arch", "alexnet"]) == 1
+    assert "the train images are 32x32, and the network needs 256x256" in capsys.readouterr().err
 
 
 @pytest.mark.errors

@@ -1,0 +1,103 @@
+"""Images decoded once and for all: shards of uint8 pixels, mapped into memory, and the manifest that lists them.
+
+    alexnet prepare photographs shards        # `prepare.prepare`
+    alexnet train --data shards ...
+
+A data set is a directory with `manifest.json` and, for each split, files of up to `prepare.SHARD` images as
+`checkpoint` writes them. Reading copies bytes from the page cache; each image's CRC-32 is checked as it is read.
+"""
+
+import functools
+import json
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int, Int64, UInt8
+from torch import Tensor
+
+from alexnet_func import checkpoint
+
+MANIFEST = "manifest.json"
+_AHEAD = 2  # batches
+
+
+class Shards(NamedTuple):
+    """N images of `side` x `side`: where each lies, as the number of its file and its row there, and its label."""
+
+    paths: tuple[Path, ...]
+    file: Int64[Tensor, "n"]
+    row: Int64[Tensor, "n"]
+    labels: Int64[Tensor, "n"]
+    side: int
+
+
+def load(path: Path) -> tuple[dict[str, Shards], tuple[str, ...]]:
+    """The splits of a prepared directory by name, and its classes.
+
+    Every file is opened, so that a missing or truncated one is told at once. Raises ValueError or FileNotFoundError
+    with its name.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        splits = {name: _open(path, listed, manifest["side"]) for name, listed in manifest["splits"].items()}
+        return splits, tuple(manifest["classes"])
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path / MANIFEST} is not a manifest that alexnet prepare wrote: {error!r}") from error
+
+
+def read(shards: Shards, index: Int[Tensor, "n"]) -> UInt8[Tensor, "n 3 side side"]:
+    """Those images. Raises ValueError, naming file and row, for one whose bytes are not those that were written."""
+    images = torch.empty(len(index), 3, shards.side, shards.side, dtype=torch.uint8)
+    for image, file, row in zip(images, shards.file[index].tolist(), shards.row[index].tolist(), strict=True):
+        pixels, checksums = _mapped(shards.paths[file])
+        image.copy_(pixels[row])
+        if zlib.crc32(image.numpy().data) != checksums[row]:
+            raise ValueError(
+                f"{shards.paths[file]} was altered: image {row} does not have its CRC-32; prepare it again"
+            )
+    return images
+
+
+def batches(
+    shards: Shards, orders: Iterable[Int[Tensor, "_"]], *, pin_memory: bool = False
+) -> Iterator[tuple[Int[Tensor, "n"], UInt8[Tensor, "n 3 side side"]]]:
+    """For each tensor of indices those and the images, read two batches ahead by a thread. Errors as `read`."""
+
+    def fetched(order: Tensor) -> tuple[Tensor, Tensor]:
+        images = read(shards, order)
+        return (order.pin_memory(), images.pin_memory()) if pin_memory else (order, images)
+
+    with ThreadPoolExecutor(1) as reader:
+        waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
+        for order in orders:
+            waiting.append(reader.submit(fetched, order))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _open(path: Path, listed: list[dict], side: int) -> Shards:
+    paths = tuple(path / entry["file"] for entry in listed)
+    labels, rows = [], []
+    for file, entry in zip(paths, listed, strict=True):
+        tensors, about = checkpoint.mapped(file)
+        if about.get("count") != entry["count"]:
+            raise ValueError(f"{file} is not the shard of {entry['count']} images that the manifest lists")
+        labels.append(tensors["labels"].clone())
+        if zlib.crc32(labels[-1].numpy().data) != about["labels_crc32"]:
+            raise ValueError(f"{file} was altered: its labels do not have their CRC-32; prepare it again")
+        rows.append(torch.arange(entry["count"]))
+    files = torch.arange(len(paths)).repeat_interleave(torch.tensor([len(part) for part in labels]))
+    return Shards(paths, files, torch.cat(rows), torch.cat(labels), side)
+
+
+@functools.cache
+def _mapped(path: Path) -> tuple[Tensor, list[int]]:
+    tensors, about = checkpoint.mapped(path)
+    return tensors["images"], about["crc32"]

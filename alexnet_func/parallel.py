@@ -1,0 +1,153 @@
+"""Data-parallel training: a `grad_fn` over the ranks of torch.distributed, each with its slice of the batch.
+
+    torchrun --nproc-per-node 2 -m alexnet_func train ...
+
+Every rank holds the whole state and the same key. It differentiates its own examples, one all-reduce sums gradients,
+losses and counts, and each rank makes the same update: no rank sends parameters after the start. The process group is
+torch's (NCCL on CUDA, gloo on a CPU) and may be made by any means of torch.distributed; `joined` is what the
+application does. Without a group there is one rank, and everything here still holds.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Int
+from torch import Tensor
+from torch.func import grad_and_value
+from torch.utils import _pytree as pytree
+
+from alexnet_func import random
+from alexnet_func.losses import Batch
+from alexnet_func.model import Params
+from alexnet_func.train import GradFn, Loss, Metrics, metrics_of, totals
+
+Reduction = Literal["float32", "bf16"]
+Tree = TypeVar("Tree")
+
+
+def rank() -> int:
+    """The place of this process among the ranks, from 0."""
+    return dist.get_rank() if _grouped() else 0
+
+
+def world_size() -> int:
+    """The number of ranks."""
+    return dist.get_world_size() if _grouped() else 1
+
+
+def share(batch: Int[Tensor, "b"]) -> Int[Tensor, "n"]:
+    """The examples of a global batch that are this rank's: the rank-th of `world_size` equal runs of its rows.
+
+    Raises ValueError where the batch does not divide into equal ones.
+    """
+    if len(batch) % world_size():
+        raise ValueError(f"a batch of {len(batch)} does not divide among {world_size()} ranks")
+    return batch.chunk(world_size())[rank()]
+
+
+def grad_fn(loss_fn: Loss, *, reduction: Reduction | None = None) -> GradFn:
+    """A `grad_fn` for `train.make_step`: the gradient and the mean loss over all ranks' examples.
+
+    `batch = (x, y)` is this rank's share, and `loss_fn(params, batch, key=keys)` the mean over it, with a key for each
+    example: with n examples on each rank, example i of rank r has key `r n + i` of `random.split(key, n * world_size)`,
+    the one it would have on a single rank. Gradients agree with a single rank's up to the order of summation; they
+    are weighted by counts, so that shares of different sizes are averaged rightly too, but their keys then overlap.
+
+    The sums travel in one all-reduce, in the parameters' dtype. With `reduction="bf16"` the gradients are rounded to
+    bfloat16 for it (relative error 2^-9 a summand) and a second one carries losses and counts. Both may be compiled.
+
+    Raises ValueError for another reduction.
+    """
+    if reduction not in (None, "float32", "bf16"):
+        raise ValueError(f'reduction must be None, "float32" or "bf16", got {reduction!r}')
+
+    def gradient(params: Params, batch: Batch, key: Tensor) -> tuple[Params, dict[str, Tensor]]:
+        n = len(batch[1])
+        keys = random.split(key, n * world_size())[rank() * n : (rank() + 1) * n]
+        grads, loss = grad_and_value(lambda p: loss_fn(p, batch, key=keys))(params)
+        summands = [n * g for g in grads.values()]
+        counted = [n * loss, torch.full_like(loss, n)]
+        if reduction == "bf16":
+            summed = _summed([g.bfloat16() for g in summands]) + _summed(counted)
+        else:
+            summed = _summed(summands + counted)
+        *sums, loss_sum, count = summed
+        means = {name: s.to(g.dtype) / count.to(g.dtype) for (name, g), s in zip(grads.items(), sums, strict=True)}
+        return means, {"loss": loss_sum / count}
+
+    return gradient
+
+
+def evaluate(forward: Callable[[Params, Tensor], Tensor], params: Params, batches: Iterable[Batch]) -> Metrics:
+    """`train.evaluate` over the examples of all ranks, of which `batches` are this rank's, or none.
+
+    Raises ValueError where no rank has an example.
+    """
+    return metrics_of(_summed([totals(forward, params, batches)])[0])
+
+
+def broadcast(tree: Tree) -> Tree:
+    """Rank 0's tensors in place of this rank's, which have the same shapes."""
+    if world_size() == 1:
+        return tree
+
+    def from_first(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        received = leaf.clone()
+        dist.broadcast(received, src=0)
+        return received
+
+    return pytree.tree_map(from_first, tree)
+
+
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """Rank 0 runs the block before the others do: it downloads or writes what they then find."""
+    if rank() and _grouped():
+        dist.barrier()
+    yield
+    if not rank() and _grouped():
+        dist.barrier()
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[torch.device]:
+    """Within the block this process is one of torchrun's ranks, on the yielded device: cuda:LOCAL_RANK for CUDA.
+
+    Where torchrun did not start the process it stays the only rank, on `device`. Raises ConnectionError where another
+    rank has stopped, which torchrun's own report names.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise ConnectionError(f"rank {rank()} stops, as another one has: {error}") from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _summed(tensors: list[Tensor]) -> list[Tensor]:
+    """Each tensor's sum over the ranks, by one all-reduce."""
+    if world_size() == 1:
+        return tensors
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    dist.all_reduce(flat)
+    pieces = flat.split([t.numel() for t in tensors])
+    return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]

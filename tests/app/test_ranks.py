@@ -1,0 +1,102 @@
+"""The application on several ranks of torchrun, and what happens when one of them dies."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from alexnet_func import checkpoint
+from alexnet_func.app import cli
+
+# At a rate at which rounding does not grow tenfold with every few steps.
+ARGUMENTS = ["train", "--limit", "256", "--batch-size", "16", "--lr", "1e-3", "--device", "cpu"]
+
+
+def on_ranks(ranks, *arguments, **options):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command += ["-m", "alexnet_func", *ARGUMENTS, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes, **options)
+
+
+def distance(run, other):
+    a, b = (checkpoint.load(Path(path) / "checkpoint.safetensors")[0].params for path in (run, other))
+    difference = sum((a[name] - b[name]).double().square().sum() for name in b)
+    return (difference / sum(p.double().square().sum() for p in b.values())).sqrt().item()
+
+
+def test_two_ranks_train_as_one_and_one_goes_on_where_they_stopped(tmp_path, capsys):
+    together, alone = str(tmp_path / "together"), str(tmp_path / "alone")
+    process = on_ranks(2, "--epochs", "1", "--out", together)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.count("test accuracy") == 2  # of the epoch and of the run, by rank 0 alone
+    assert cli.main([*ARGUMENTS, "--epochs", "1", "--out", alone]) == 0
+    assert distance(together, alone) < 1e-5
+    rows = [json.loads((Path(path) / "metrics.jsonl").read_text()) for path in (together, alone)]
+    assert rows[0]["train_loss"] == pytest.approx(rows[1]["train_loss"], rel=1e-4)
+    assert rows[0]["test_loss"] == pytest.approx(rows[1]["test_loss"], rel=1e-4)
+    for path in (together, alone):
+        assert cli.main([*ARGUMENTS, "--epochs", "2", "--out", path, "--resume"]) == 0
+    assert distance(together, alone) < 1e-4
+    capsys.readouterr()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a rank's process under /proc")
+def test_a_rank_that_dies_stops_the_others_and_is_named(tmp_path, capsys):
+    out = tmp_path / "run"
+    process = on_ranks(2, "--epochs", "1000", "--out", str(out))
+    while not (out / "checkpoint.safetensors").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    os.kill(process_of_rank(1, process.pid), signal.SIGKILL)
+    killed = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 45
+    assert process.returncode != 0
+    assert re.search(r"rank +: 1 ", err)
+    assert "Signal 9 (SIGKILL)" in err
+    epoch = int(checkpoint.load(out / "checkpoint.safetensors")[0].step) // 16
+    assert cli.main([*ARGUMENTS, "--epochs", str(epoch + 1), "--out", str(out), "--resume"]) == 0
+    assert f"epoch {epoch + 1:2d}/" in capsys.readouterr().out
+
+
+def process_of_rank(rank, parent):
+    for directory in Path("/proc").iterdir():
+        try:
+            status, environment = ((directory / name).read_text() for name in ("status", "environ"))
+        except OSError:
+            continue
+        if f"PPid:\t{parent}\n" in status and f"\0RANK={rank}\0" in f"\0{environment}\0":
+            return int(directory.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.errors
+def test_settings_that_do_not_fit_several_ranks_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr("alexnet_func.parallel.world_size", lambda: 3)
+    assert cli.main(ARGUMENTS) == 1
+    assert "--batch-size 16 does not divide among 3 ranks" in capsys.readouterr().err
+    assert cli.main([*ARGUMENTS, "--batch-size", "15", "--skip-bad-images"]) == 1
+    assert "let alexnet prepare leave such files out" in capsys.readouterr().err
+
+
+@pytest.mark.errors
+def test_a_lost_rank_is_an_error_of_one_line(monkeypatch, capsys):
+    def lost(*_):
+        raise RuntimeError("[pair.cc:5] gloo: connection closed by peer")
+
+    monkeypatch.setattr("alexnet_func.app.fit.fit", lost)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda _: None)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    assert cli.main(ARGUMENTS) == 1
+    assert capsys.readouterr().err.startswith("alexnet: rank 0 stops, as another one has: [pair.cc:5]")
+    assert not torch.distributed.is_initialized()

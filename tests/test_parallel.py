@@ -1,0 +1,209 @@
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch.func import vmap
+
+import alexnet_func as af
+from alexnet_func import parallel, random
+from alexnet_func.data import augment
+from tests.conftest import TINY, images, tiny_forward, tiny_loss
+
+STEPS, BATCH = 20, 8
+
+
+def augmented(key, index, x):
+    def one(key, image):
+        return augment.normalize(augment.random_flip(key, image), (0.1,) * 3, (0.9,) * 3)
+
+    return vmap(one)(vmap(random.fold_in, in_dims=(None, 0))(key, index), x)
+
+
+def trained(dtype, *, loss_fn=tiny_loss, reduction=None, compiled=False):
+    """The state after some steps with dropout and augmentation by global index, whatever the number of ranks."""
+    key = random.key(5)
+    x, y = images(TINY, 24, dtype)
+    optimizer = af.optim.sgd(0.05, momentum=0.9, weight_decay=5e-4)
+    step = af.train.make_step(None, optimizer, grad_fn=parallel.grad_fn(loss_fn, reduction=reduction))
+    step = af.train.compile_step(step, donate=True) if compiled else step
+    state = af.train.create_state(af.init(key, TINY, dtype=dtype), optimizer, key=key)
+    losses = []
+    for i in range(STEPS):
+        index = parallel.share(random.permutation(random.fold_in(key, i), len(y))[:BATCH].long())
+        state, metrics = step(state, (augmented(key, index, x[index]), y[index]))
+        losses.append(metrics["loss"].item())
+    return {"params": state.params, "losses": losses}
+
+
+def without_dropout(params, batch, *, key=None):
+    return tiny_loss(params, batch)
+
+
+def measured():
+    params = af.init(random.key(5), TINY, dtype=torch.float64)
+    x, y = images(TINY, 11, torch.float64)
+    part = torch.arange(11).tensor_split(parallel.world_size())[parallel.rank()]
+    return parallel.evaluate(tiny_forward, params, [(x[part], y[part])])
+
+
+def told():
+    """What rank 0 says, whatever this rank has."""
+    return parallel.broadcast({"a": torch.full((2,), float(parallel.rank() + 3)), "name": "kept"})
+
+
+def in_one_process(rank, world, jobs, path):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}/meeting", rank=rank, world_size=world)
+    try:
+        results = [job() for job in jobs]
+        if rank == world - 1:
+            torch.save(results, path / "results.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def on_ranks(world, path, *jobs):
+    """Each job's result on the last of so many gloo processes."""
+    path = path / str(world)
+    path.mkdir()
+    multiprocessing.start_processes(in_one_process, (world, jobs, path), world, start_method="spawn")
+    return torch.load(path / "results.pt", weights_only=False)
+
+
+def relative_distance(a, b):
+    difference = sum((a[name] - b[name]).double().square().sum() for name in a)
+    return (difference / sum(value.double().square().sum() for value in b.values())).sqrt().item()
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return trained(torch.float64)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(request, tmp_path_factory):
+    jobs = [functools.partial(trained, dtype) for dtype in (torch.float64, torch.float32)]
+    jobs += [functools.partial(trained, torch.float64, reduction="bf16"), measured, told]
+    return on_ranks(request.param, tmp_path_factory.mktemp("ranks"), *jobs)
+
+
+def test_without_a_group_there_is_one_rank_and_the_plain_gradient():
+    assert (parallel.rank(), parallel.world_size()) == (0, 1)
+    params, key = af.init(random.key(1), TINY, dtype=torch.float64), random.key(2)
+    batch = images(TINY, 3, torch.float64)
+    grads, metrics = parallel.grad_fn(tiny_loss)(params, batch, key)
+    expected, loss = torch.func.grad_and_value(lambda p: tiny_loss(p, batch, key=key))(params)
+    assert relative_distance(grads, expected) < 1e-14
+    torch.testing.assert_close(metrics["loss"], loss, rtol=1e-14, atol=0)
+    assert torch.equal(parallel.share(torch.arange(5)), torch.arange(5))
+    assert parallel.broadcast({"a": 1}) == {"a": 1}
+
+
+def test_ranks_train_to_the_parameters_of_one_in_float64(alone, together):
+    assert relative_distance(together[0]["params"], alone["params"]) <= 1e-12
+    torch.testing.assert_close(together[0]["losses"], alone["losses"], rtol=1e-12, atol=0)
+
+
+def test_in_float32_they_stay_within_the_budget_of_one(alone, together):
+    single = relative_distance(trained(torch.float32)["params"], alone["params"])
+    assert relative_distance(together[1]["params"], alone["params"]) <= 2 * single + 2**-24
+
+
+def test_a_reduction_in_bfloat16_rounds_the_gradients_alone(alone, together):
+    assert 1e-6 < relative_distance(together[2]["params"], alone["params"]) < 2e-2
+    torch.testing.assert_close(together[2]["losses"][0], alone["losses"][0], rtol=1e-12, atol=0)
+
+
+def test_evaluation_counts_every_ranks_examples(together):
+    assert together[3].count == 11
+    assert list(together[3]) == pytest.approx(list(measured()), rel=1e-7)  # accuracies are float32 means
+
+
+def test_a_broadcast_brings_rank_zeros_tensors(together):
+    assert together[4]["a"].tolist() == [3.0, 3.0]
+    assert together[4]["name"] == "kept"
+
+
+@pytest.mark.parametrize("world", [8, 64])
+def test_many_simulated_ranks_share_one_gradient(world):
+    threaded = pytest.importorskip("torch.testing._internal.distributed.multi_threaded_pg")
+    params, key = af.init(random.key(1), TINY, dtype=torch.float64), random.key(2)
+    x, y = images(TINY, 64, torch.float64)
+    found = {}
+
+    def gradient(rank):
+        part = parallel.share(torch.arange(64))
+        grads, metrics = parallel.grad_fn(tiny_loss)(params, (x[part], y[part]), key)
+        found[rank] = grads, metrics["loss"]
+
+    run_on_threads(threaded, world, gradient)
+    expected, loss = torch.func.grad_and_value(lambda p: tiny_loss(p, (x, y), key=key))(params)
+    assert sorted(found) == list(range(world))
+    for grads, ranks_loss in found.values():
+        assert relative_distance(grads, expected) < 1e-13
+        torch.testing.assert_close(ranks_loss, loss, rtol=1e-13, atol=0)
+
+
+def run_on_threads(threaded, world, job):
+    def one(rank, store):
+        dist.init_process_group("threaded", rank=rank, world_size=world, store=store)
+        try:
+            job(rank)
+        finally:
+            dist.destroy_process_group()
+
+    threaded._install_threaded_pg()
+    torch._C._distributed_c10d._set_thread_isolation_mode(True)
+    try:
+        with ThreadPoolExecutor(world) as pool:
+            list(pool.map(one, range(world), [dist.HashStore()] * world))
+    finally:
+        torch._C._distributed_c10d._set_thread_isolation_mode(False)
+        threaded._uninstall_threaded_pg()
+
+
+@pytest.mark.compiled
+def test_a_compiled_step_of_two_ranks_is_one_graph_with_one_all_reduce(tmp_path):
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    graphs = []
+
+    def counted(graph, _):
+        graphs.append([str(node.target) for node in graph.graph.nodes if "all_reduce" in str(node.target)])
+        return graph
+
+    optimizer = af.optim.sgd(0.05, momentum=0.9)
+    step = af.train.make_step(None, optimizer, grad_fn=parallel.grad_fn(tiny_loss))
+    state = af.train.create_state(af.init(random.key(1), TINY), optimizer, key=random.key(2))
+    dist.init_process_group("fake", rank=0, world_size=2, store=fake.FakeStore())
+    try:
+        with torch.no_grad():
+            torch.compile(step, fullgraph=True, backend=counted)(state, images(TINY, 4))
+    finally:
+        dist.destroy_process_group()
+    assert [len(calls) for calls in graphs] == [1]
+
+
+@pytest.mark.compiled
+def test_a_compiled_donated_step_of_two_ranks_stays_within_the_budget(tmp_path):
+    job = functools.partial(trained, torch.float32, loss_fn=without_dropout)  # whose cipher takes long to compile
+    (compiled,) = on_ranks(2, tmp_path, functools.partial(job, compiled=True))
+    exact = trained(torch.float64, loss_fn=without_dropout)["params"]
+    assert relative_distance(compiled["params"], exact) <= 2 * relative_distance(job()["params"], exact) + 2**-24
+
+
+@pytest.mark.errors
+def test_a_batch_that_does_not_divide_and_an_unknown_reduction_are_refused(monkeypatch):
+    monkeypatch.setattr(parallel, "world_size", lambda: 3)
+    with pytest.raises(ValueError, match="a batch of 8 does not divide among 3 ranks"):
+        parallel.share(torch.arange(8))
+    with pytest.raises(ValueError, match="reduction must be"):
+        parallel.grad_fn(tiny_loss, reduction="int8")
+
+
+@pytest.mark.errors
+def test_evaluating_no_example_on_any_rank_is_refused():
+    with pytest.raises(ValueError, match="at least one example"):
+        parallel.evaluate(tiny_forward, af.init(random.key(1), TINY), [])
