@@ -68,6 +68,7 @@ def _rank(rank: int, folder: Path, case: Case, repeats: int) -> None:
                     seconds[name].append(time.perf_counter() - started)
     if rank == 0:
         torch.save(seconds, folder / "seconds.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -102,10 +102,10 @@ class AlexNetCifar(nn.Module):
             nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True),
         )
         self.classifier = nn.Sequential(
-            nn.Dropout(0.5),
+            nn.Dropout(0.2),
             nn.Linear(256 * 4 * 4, 1024),
             nn.ReLU(),
-            nn.Dropout(0.5),
+            nn.Dropout(0.2),
             nn.Linear(1024, 1024),
             nn.ReLU(),
             nn.Linear(1024, 10),

@@ -47,6 +47,7 @@ def test_the_plan_prints_its_table(capsys):
 STAND_INS = {
     "cifar10": "digits",
     "torchvision": "runs/cifar10",
+    "inspect": "inspect --limit 16",
     "train": "train --limit 4 --batch-size 2 --epochs 1 --device cpu",
 }
 

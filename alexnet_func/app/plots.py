@@ -89,7 +89,9 @@ def inspection(images: Tensor, captions: Sequence[str], norms: Tensor, shares: M
     distribution, layers = below.subplots(1, 2)
     visible = norms[(norms > 0) & norms.isfinite()].log10().numpy()
     distribution.hist(visible, bins=60, color="tab:blue")
-    distribution.set(xlabel="log10 of the gradient norm", ylabel=f"images, of {len(norms):,}", yscale="log")
+    distribution.set(xlabel="log10 of the gradient norm", ylabel=f"images, of {len(norms):,}")
+    if len(visible):
+        distribution.set(yscale="log")
     names = list(shares)
     layers.barh(names[::-1], [100 * shares[name] for name in names[::-1]], color="tab:gray")
     layers.set(xlabel="mean share of the squared norm (%)")

@@ -253,7 +253,7 @@ def folder(tmp_path):
 
 def test_inspect_ranks_training_images_by_gradient_norm(tmp_path, folder, capsys):
     run = tmp_path / "run"
-    options = ["--data", str(folder), "--arch", "alexnet_cifar", "--epochs", "20", "--batch-size", "4", "--lr", "0.005"]
+    options = ["--data", str(folder), "--arch", "alexnet_cifar", "--epochs", "20", "--batch-size", "4", "--lr", "2e-4"]
     assert cli.main(["train", *options, "--out", str(run)]) == 0
     (folder / "train" / "bright" / "1.png").write_text("no image")
     shutil.copy(folder / "train" / "dark" / "0.png", folder / "train" / "bright" / "wrong.png")

@@ -16,7 +16,7 @@ from alexnet_func import checkpoint
 from alexnet_func.app import cli
 
 # At a rate at which rounding does not grow tenfold with every few steps.
-ARGUMENTS = ["train", "--limit", "256", "--batch-size", "16", "--lr", "1e-3", "--device", "cpu"]
+ARGUMENTS = ["train", "--limit", "64", "--batch-size", "16", "--lr", "1e-3", "--device", "cpu"]
 
 
 def on_ranks(ranks, *arguments, **options):
@@ -63,7 +63,7 @@ def test_a_rank_that_dies_stops_the_others_and_is_named(tmp_path, capsys):
     assert process.returncode != 0
     assert re.search(r"rank +: 1 ", err)
     assert "Signal 9 (SIGKILL)" in err
-    epoch = int(checkpoint.load(out / "checkpoint.safetensors")[0].step) // 16
+    epoch = int(checkpoint.load(out / "checkpoint.safetensors")[0].step) // 4
     assert cli.main([*ARGUMENTS, "--epochs", str(epoch + 1), "--out", str(out), "--resume"]) == 0
     assert f"epoch {epoch + 1:2d}/" in capsys.readouterr().out
 
