@@ -31,7 +31,8 @@ def test_python_blocks_run_as_written(capsys):
     assert re.fullmatch(r"[89]\d% right, epsilon 3\.26 at delta 1e-4", private)
     assert namespace["sweep"].shape == (2, 4, 1000)
     assert namespace["norms"].shape == namespace["slopes"].shape == (8,)
-    assert namespace["metrics"]["losses"].shape == (3,)
+    assert namespace["members"]["features.0.weight"].shape[0] == 3
+    assert namespace["metrics"]["loss"].isfinite()
     assert namespace["logits"].shape == (8, 10)
     assert namespace["kernel"].shape == (2, 2, 10, 10)
 

@@ -29,7 +29,7 @@ def random_crop(key: random.Key, image: UInt8[Tensor, "c h w"], size: int) -> UI
     row_key, column_key = random.split(key).unbind()
     rows = random.randint(row_key, (), 0, height - size + 1) + torch.arange(size, device=image.device)
     columns = random.randint(column_key, (), 0, width - size + 1) + torch.arange(size, device=image.device)
-    return image[:, rows[:, None], columns]
+    return image.index_select(-2, rows).index_select(-1, columns)
 
 
 def padded_crop(key: random.Key, image: UInt8[Tensor, "c side side"], padding: int) -> UInt8[Tensor, "c side side"]:
@@ -112,7 +112,8 @@ def _resampling(extent: int, start: Tensor, length: Tensor, size: int) -> Float3
 
 def random_flip(key: random.Key, image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "c h w"]:
     """The image or, with probability 1/2, its mirror image."""
-    return torch.where(random.bernoulli(key), image.flip(-1), image)
+    columns = torch.arange(image.shape[-1], device=image.device)
+    return image.index_select(-1, torch.where(random.bernoulli(key), columns.flip(0), columns))
 
 
 def to_float(images: UInt8[Tensor, "*n c h w"]) -> Float32[Tensor, "*n c h w"]:
