@@ -6,12 +6,11 @@
 They belong to compiled steps. `python -m benchmarks --only train_step` measures which of them pays on a machine.
 """
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from alexnet_func.arch import Conv, Linear, Placed
+from alexnet_func.arch import Conv, Placed
 from alexnet_func.model import PLAIN, Table
 
 _FEW_CHANNELS = 4
@@ -40,19 +39,6 @@ def space_to_depth_conv(
     return F.conv2d(_to_depth(padded, stride), kernel, bias)
 
 
-def matvec_linear(
-    at: Placed, x: Float[Tensor, "*n i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, "o"]
-) -> Float[Tensor, "*n o"]:
-    """A linear layer of a batch of one image as matrix times vector; other batches go their plain way.
-
-    The weights' gradient is then an outer product, which a compiler computes where the update wants it: the 235 MB of
-    ALEXNET's linear gradients are neither written nor read.
-    """
-    if x.dim() != 2 or x.shape[0] != 1:
-        return PLAIN[Linear](at, x, weight, bias)
-    return (torch.mv(weight, x[0]) + bias)[None]
-
-
 def _to_depth(x: Float[Tensor, "*n c h w"], block: int) -> Float[Tensor, "*n cbb hb wb"]:
     c, h, w = x.shape[-3:]
     split = x.reshape(*x.shape[:-3], c, h // block, block, w // block, block)
@@ -60,4 +46,3 @@ def _to_depth(x: Float[Tensor, "*n c h w"], block: int) -> Float[Tensor, "*n cbb
 
 
 SPACE_TO_DEPTH: Table = {**PLAIN, Conv: space_to_depth_conv}
-MATVEC: Table = {**PLAIN, Linear: matvec_linear}

@@ -49,10 +49,10 @@ def run(quick: bool, device: str) -> Iterator[list[Row]]:
     base = next(iter(measured.values()))
     yield [Row(f"crop and flip of {BATCH} 32x32 images", name, t, base) for name, t in measured.items()]
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as elsewhere:
         paths = _photographs(Path(folder), 64 if quick else FILES)
         files = Files(tuple(paths), torch.zeros(len(paths), dtype=torch.int64))
-        source, target = Dataset(files, files, ("pictures",)), Path(folder) / "shards"
+        source, target = Dataset(files, files, ("pictures",)), Path(elsewhere) / "shards"
         prepare.prepare(source, target)
         prepared = shards.load(target)[0]["train"]
         readers = {

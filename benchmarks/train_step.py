@@ -83,12 +83,10 @@ RIVALS: Mapping[str, Callable[[Case, Setting], Callable[[], Any]]] = {
         _ours, build=functools.partial(af.train.compile_step, donate=True, cudagraph=True)
     ),
     "af, compiled, donated, SPACE_TO_DEPTH": functools.partial(_ours, build=_DONATED, table=af.routes.SPACE_TO_DEPTH),
-    "af, compiled, donated, MATVEC": functools.partial(_ours, build=_DONATED, table=af.routes.MATVEC),
 }
 _ONLY: Mapping[str, Callable[[Case], bool]] = {
     "af, compiled, donated, CUDA graph": lambda case: case.device == "cuda",
     "af, compiled, donated, SPACE_TO_DEPTH": lambda case: case.device == "cuda",
-    "af, compiled, donated, MATVEC": lambda case: case.n == 1,
 }
 
 

@@ -72,6 +72,7 @@ def test_accuracies_have_their_mean_and_standard_deviation():
     assert "| standard deviation | 2.83% | 2.83% | |" in text
 
 
+@pytest.mark.slow
 def test_the_accuracy_of_a_seed_is_what_training_and_evaluation_tell(tmp_path):
     command = [sys.executable, "-m", "benchmarks.accuracy", "--data", "digits", "--seeds", "1", "--out", "results"]
     command += ["--device", "cpu", "--limit", "64", "--epochs", "1"]

@@ -32,18 +32,6 @@ def test_a_convolution_by_space_to_depth_is_the_convolution(kernel, stride, padd
     torch.testing.assert_close(one, expected[0], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("n", [1, 2])
-def test_a_linear_layer_by_matrix_times_vector_is_the_linear_layer(n, key):
-    arch = af.arch.ALEXNET_CIFAR
-    params, batch = af.init(key, arch, dtype=torch.float64), images(arch, n, torch.float64)
-    plain, ours = (
-        grad(lambda p, table=table: af.loss_fn(p, batch, arch=arch, table=table))(params)
-        for table in (af.model.PLAIN, routes.MATVEC)
-    )
-    for name, value in plain.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-11, atol=1e-14)
-
-
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_2012"])
 def test_the_gradient_is_the_plain_one_batched_and_vmapped(name, key):
     arch = af.arch.get(name).replace(num_classes=7)
