@@ -25,7 +25,7 @@ from alexnet_func.losses import Batch
 from alexnet_func.model import Params
 from alexnet_func.train import GradFn, Loss, Metrics, metrics_of, totals
 
-Reduction = Literal["float32", "bf16"]
+Reduction = Literal["bf16"]
 Tree = TypeVar("Tree")
 
 
@@ -62,8 +62,8 @@ def grad_fn(loss_fn: Loss, *, reduction: Reduction | None = None) -> GradFn:
 
     Raises ValueError for another reduction.
     """
-    if reduction not in (None, "float32", "bf16"):
-        raise ValueError(f'reduction must be None, "float32" or "bf16", got {reduction!r}')
+    if reduction not in (None, "bf16"):
+        raise ValueError(f'reduction must be None or "bf16", got {reduction!r}')
 
     def gradient(params: Params, batch: Batch, key: Tensor) -> tuple[Params, dict[str, Tensor]]:
         n = len(batch[1])
@@ -108,10 +108,10 @@ def broadcast(tree: Tree) -> Tree:
 @contextmanager
 def first_rank_first() -> Iterator[None]:
     """Rank 0 runs the block before the others do: it downloads or writes what they then find."""
-    if rank() and _grouped():
+    if rank() > 0:
         dist.barrier()
     yield
-    if not rank() and _grouped():
+    if rank() == 0 and world_size() > 1:
         dist.barrier()
 
 

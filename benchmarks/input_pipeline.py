@@ -54,7 +54,7 @@ def run(quick: bool, device: str) -> Iterator[list[Row]]:
         files = Files(tuple(paths), torch.zeros(len(paths), dtype=torch.int64))
         source, target = Dataset(files, files, ("pictures",)), Path(elsewhere) / "shards"
         prepare.prepare(source, target)
-        prepared = shards.load(target)[0]["train"]
+        prepared, _, _ = shards.load(target)
         readers = {
             "torchvision ImageFolder, DataLoader": _by_torchvision(folder),
             "af.data.stream": _by_stream(paths),

@@ -16,6 +16,7 @@ import torch.multiprocessing as multiprocessing
 
 import alexnet_func as af
 from alexnet_func import allocator, parallel
+from benchmarks import train_step
 from benchmarks.cases import Case, setting
 from benchmarks.timing import Row, Timing, of
 
@@ -74,13 +75,10 @@ def _rank(rank: int, folder: Path, case: Case, repeats: int) -> None:
 
 def _step(mode: Mode, case: Case) -> Callable[[], Any]:
     given = setting(case)
-
-    def without_dropout(params: dict, batch: tuple, *, key: Any = None) -> Any:
-        return af.loss_fn(params, batch, arch=given.arch)
-
+    loss = train_step.without_dropout(given)
     optimizer = af.optim.sgd(0.01, momentum=0.9)
-    grad_fn = None if mode.grad_fn is None else mode.grad_fn(without_dropout)
-    step = af.train.compile_step(af.train.make_step(without_dropout, optimizer, grad_fn=grad_fn), donate=True)
+    grad_fn = None if mode.grad_fn is None else mode.grad_fn(loss)
+    step = af.train.compile_step(af.train.make_step(loss, optimizer, grad_fn=grad_fn), donate=True)
     state = af.train.create_state(given.params, optimizer, key=af.random.key(0))
 
     def call() -> float:

@@ -43,6 +43,15 @@ def _measured(case: Case, given: Setting, quick: bool) -> list[Row]:
     return [Row(f"{case.title}: training step", name, t, base, None, least) for name, t in measured.items()]
 
 
+def without_dropout(given: Setting, table: af.model.Table = af.model.PLAIN) -> af.train.Loss:
+    """The network's loss, whatever key it is given."""
+
+    def loss(params: dict, batch: tuple, *, key: Any = None) -> Any:
+        return af.loss_fn(params, batch, arch=given.arch, table=table)
+
+    return loss
+
+
 def _ours(
     case: Case,
     given: Setting,
@@ -50,11 +59,8 @@ def _ours(
     build: Callable[[af.train.Step], af.train.Step],
     table: af.model.Table = af.model.PLAIN,
 ) -> Callable[[], Any]:
-    def without_dropout(params: dict, batch: tuple, *, key: Any = None) -> Any:
-        return af.loss_fn(params, batch, arch=given.arch, table=table)
-
     optimizer = af.optim.sgd(RATE, momentum=0.9)
-    step = build(af.train.make_step(af.train.with_precision(without_dropout, case.precision), optimizer))
+    step = build(af.train.make_step(af.train.with_precision(without_dropout(given, table), case.precision), optimizer))
     state = af.train.create_state(given.params, optimizer, key=af.random.key(0))
 
     def call() -> Any:

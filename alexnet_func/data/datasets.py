@@ -49,8 +49,7 @@ def load(name: str, *, root: str | os.PathLike[str] = "data") -> Dataset:
     if name in _LOADERS:
         dataset = _LOADERS[name](Path(root))
     elif (Path(name) / shards.MANIFEST).is_file():
-        splits, classes = shards.load(Path(name))
-        dataset = Dataset(splits["train"], splits["test"], classes)
+        dataset = Dataset(*shards.load(Path(name)))
     elif Path(name).is_dir():
         dataset = folder(Path(name))
     else:

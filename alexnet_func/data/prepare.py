@@ -3,7 +3,6 @@
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,6 @@ from alexnet_func.data import images, memory, shards
 from alexnet_func.data.datasets import Dataset, Files
 
 SHARD = 512  # images a file: 100 MB at 256x256
-
-Track = Callable[[Iterable, int], Iterable]
 
 
 class Prepared(NamedTuple):
@@ -35,7 +32,7 @@ def prepare(
     side: int = 256,
     skip_bad: bool = False,
     workers: int | None = None,
-    track: Track = lambda items, total: items,
+    track: memory.Track = lambda items, total: items,
 ) -> Prepared:
     """Writes the data set's image files to `path` as `shards` of pixels that `images.read` cuts to `side` x `side`.
 
@@ -43,8 +40,8 @@ def prepare(
     files (by path, size and time of change), is kept, so a call that was killed is made good by the same call.
 
     `workers` threads (None: one a processor) write a shard each; `track(items, total)` may follow them. Raises
-    ValueError for an unreadable image, unless `skip_bad` leaves those out, and for a data set that is in memory
-    already; OSError, which names the file, where one cannot be written.
+    ValueError for an unreadable image, unless `skip_bad` leaves those out, for a split of such alone, and for a data
+    set that is in memory already; OSError, which names the file, where one cannot be written.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
@@ -61,11 +58,13 @@ def prepare(
     for job, entry in zip(jobs, written, strict=True):
         if entry["count"]:
             splits[job.split].append({"file": job.file, "count": entry["count"]})
-    path.mkdir(parents=True, exist_ok=True)
+    counts = {name: sum(entry["count"] for entry in listed) for name, listed in splits.items()}
+    reasons = tuple(reason for entry in written for reason in entry["unreadable"])
+    if reasons and not all(counts.values()):
+        raise ValueError(f"none of the images of a split is readable: {reasons[0]}")
     manifest = {"side": side, "classes": dataset.classes, "splits": splits}
     checkpoint.write_text(path / shards.MANIFEST, json.dumps(manifest, indent=1))
-    counts = {name: sum(entry["count"] for entry in listed) for name, listed in splits.items()}
-    return Prepared(counts, tuple(reason for entry in written for reason in entry["unreadable"]))
+    return Prepared(counts, reasons)
 
 
 class _Job(NamedTuple):

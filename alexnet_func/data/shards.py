@@ -36,16 +36,16 @@ class Shards(NamedTuple):
     side: int
 
 
-def load(path: Path) -> tuple[dict[str, Shards], tuple[str, ...]]:
-    """The splits of a prepared directory by name, and its classes.
+def load(path: Path) -> tuple[Shards, Shards, tuple[str, ...]]:
+    """The training and the test split of a prepared directory, and its classes.
 
     Every file is opened, so that a missing or truncated one is told at once. Raises ValueError or FileNotFoundError
     with its name.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        splits = {name: _open(path, listed, manifest["side"]) for name, listed in manifest["splits"].items()}
-        return splits, tuple(manifest["classes"])
+        train, test = (_open(path, manifest["splits"][name], manifest["side"]) for name in ("train", "test"))
+        return train, test, tuple(manifest["classes"])
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path / MANIFEST} is not a manifest that alexnet prepare wrote: {error!r}") from error
 

@@ -144,9 +144,10 @@ def test_a_truncated_missing_or_foreign_shard_is_told_at_once(prepared):
     with pytest.raises(FileNotFoundError, match=r"00001\.safetensors"):
         datasets.load(str(prepared))
     shard.write_bytes(whole)
-    (prepared / "manifest.json").write_text("{}")
-    with pytest.raises(ValueError, match="is not a manifest that alexnet prepare wrote"):
-        datasets.load(str(prepared))
+    for manifest in ("{}", '{"side": 8, "classes": [], "splits": {}}', "no JSON"):
+        (prepared / "manifest.json").write_text(manifest)
+        with pytest.raises(ValueError, match="is not a manifest that alexnet prepare wrote"):
+            datasets.load(str(prepared))
 
 
 @pytest.mark.errors
@@ -194,7 +195,10 @@ def test_bad_images_images_in_memory_and_no_workers_are_refused(folder, tmp_path
         prepare.prepare(datasets.load("digits"), tmp_path / "s")
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         prepare.prepare(datasets.load(str(folder)), tmp_path / "s", workers=0)
-    (folder / "val/b/2.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"val/b/2\.png is not a readable image"):
+    for file in sorted((folder / "val").rglob("*.png")):
+        file.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"val/a/0\.png is not a readable image"):
         prepare.prepare(datasets.load(str(folder)), tmp_path / "s", side=8)
+    with pytest.raises(ValueError, match=r"none of the images of a split is readable: .*val/a/0\.png"):
+        prepare.prepare(datasets.load(str(folder)), tmp_path / "s", side=8, skip_bad=True)
     assert not os.path.exists(tmp_path / "s" / "manifest.json")
