@@ -22,7 +22,7 @@ from benchmarks import timing
 from benchmarks.timing import Row
 
 BATCH = 128
-FILES = 256
+FILES = 1024  # two shards, one for each of two processors
 
 
 def run(quick: bool, device: str) -> Iterator[list[Row]]:
