@@ -39,7 +39,7 @@ def _forwards(arch: af.arch.Arch, stacked: dict, x: Tensor, y: Tensor) -> dict[s
 
     def compiled(chunk_size: int | None) -> Callable:
         forward = functools.partial(af.ensemble.forward, arch=arch, chunk_size=chunk_size)
-        return torch.compile(lambda stacked, x: forward(stacked, x), fullgraph=True)
+        return torch.compile(lambda stacked, x: forward(stacked, x), fullgraph=True, options=af.train.compile_options())
 
     def loop() -> Tensor:
         with torch.no_grad():

@@ -52,7 +52,9 @@ def _rivals(case: Case, given: Setting) -> dict[str, Callable[[], Any]]:
         "torchvision, eager": by_torchvision.forward(case, given, compiled=False),
         "torchvision, compiled": by_torchvision.forward(case, given, compiled=True),
         "af.forward, eager": ours(pure),
-        "af.forward, compiled": ours(torch.compile(pure, fullgraph=True, dynamic=False)),
+        "af.forward, compiled": ours(
+            torch.compile(pure, fullgraph=True, dynamic=False, options=af.train.compile_options())
+        ),
     }
     try:
         from benchmarks.peers import by_jax

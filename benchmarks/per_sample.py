@@ -44,7 +44,12 @@ def plain_step(given: Setting) -> Callable[[], None]:
     return run
 
 
-def clipped_step(given: Setting, method: af.per_sample.Method, chunk: int | None) -> Callable[[], dict[str, Tensor]]:
+def clipped_step(
+    given: Setting,
+    method: af.per_sample.Method,
+    chunk: int | None = None,
+    build: Callable[[af.train.Step], af.train.Step] = lambda step: step,
+) -> Callable[[], dict[str, Tensor]]:
     """A step on clipped gradients without noise; returns the parameters."""
     options: dict[str, Any] = {"arch": given.arch, "method": method, "chunk_size": chunk}
 
@@ -55,7 +60,7 @@ def clipped_step(given: Setting, method: af.per_sample.Method, chunk: int | None
         return mean, {"loss": norms.mean()}
 
     optimizer = af.optim.sgd(RATE, momentum=0.9)
-    step = af.train.make_step(None, optimizer, grad_fn=grad_fn)
+    step = build(af.train.make_step(None, optimizer, grad_fn=grad_fn))
     state = af.train.create_state(given.params, optimizer, key=af.random.key(1))
 
     def run() -> dict[str, Tensor]:
@@ -68,6 +73,12 @@ def clipped_step(given: Setting, method: af.per_sample.Method, chunk: int | None
 
 def norms(given: Setting) -> Callable[[], Tensor]:
     return lambda: af.per_sample.norms(given.params, (given.x, given.y), arch=given.arch)
+
+
+def compiled_norms(given: Setting) -> Callable[[], Tensor]:
+    function = functools.partial(af.per_sample.norms, arch=given.arch)
+    compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, options=af.train.compile_options())
+    return lambda: compiled(given.params, (given.x, given.y))
 
 
 def layerwise_grads(given: Setting) -> Callable[[], dict[str, Tensor]]:
@@ -100,13 +111,21 @@ def one_gradient(given: Setting) -> Callable[[], None]:
 CALLS: Mapping[str, Callable[[Setting], Callable[[], object]]] = {
     "plain step, nn.Module": plain_step,
     "norms": norms,
-    "clipped sum, update": lambda given: clipped_step(given, "auto", None),
+    "clipped sum, update": lambda given: clipped_step(given, "auto"),
+    "norms, compiled": compiled_norms,
+    "clipped sum, update, compiled": lambda given: clipped_step(
+        given, "auto", build=functools.partial(af.train.compile_step, donate=True)
+    ),
     "vmap(grad) in chunks, update": lambda given: clipped_step(given, "vmap", CHUNK if given.x.shape[-1] > 32 else 32),
     "one gradient, nn.Module": one_gradient,
     "all gradients": layerwise_grads,
     "all gradients, vmap(grad)": vmapped_grads,
 }
-STEPS = ("plain step, nn.Module", "norms", "clipped sum, update", "vmap(grad) in chunks, update")
+STEPS = (
+    "plain step, nn.Module",
+    *("norms", "norms, compiled"),
+    *("clipped sum, update", "clipped sum, update, compiled", "vmap(grad) in chunks, update"),
+)
 GRADIENTS = ("one gradient, nn.Module", "all gradients", "all gradients, vmap(grad)")
 
 
@@ -134,8 +153,8 @@ def _measured(case: Case, names: tuple[str, ...], quick: bool) -> list[Row]:
     rivals |= _peers(case, given, gradients=names is GRADIENTS)
     _assert_equal(given, rivals)
     measured = timing.interleaved(rivals, repeats=1 if quick else 7, warmups=1, device=case.device)
-    peaks = {} if quick else {name: peaks.peak(call, name, case)[1] for name in names}
-    return [Row(case.title, name, timed, measured[names[0]], peaks.get(name)) for name, timed in measured.items()]
+    highest = {} if quick else {name: peaks.peak(call, name, case)[1] for name in names}
+    return [Row(case.title, name, timed, measured[names[0]], highest.get(name)) for name, timed in measured.items()]
 
 
 def _memory_rows(device: str) -> list[Row]:
@@ -186,14 +205,16 @@ def _assert_equal(given: Setting, rivals: Mapping[str, Callable[[], object]]) ->
         torch.testing.assert_close(g, expected[name], rtol=1e-3, atol=1e-5)
     squares = torch.stack([g.double().flatten(1).square().sum(1) for g in expected.values()]).sum(0)
     torch.testing.assert_close(norms(few)().double(), squares.sqrt(), rtol=1e-5, atol=0)
-    if "BackPACK norms" in rivals:
-        torch.testing.assert_close(norms(given)(), rivals["BackPACK norms"](), rtol=1e-4, atol=0)
-    by_layer, by_vmap = (clipped_step(few, method, None)() for method in ("layerwise", "vmap"))
+    for name in ("norms, compiled", "BackPACK norms"):
+        if name in rivals:
+            torch.testing.assert_close(norms(given)(), rivals[name](), rtol=1e-4, atol=0)
+    by_layer, by_vmap = (clipped_step(few, method)() for method in ("layerwise", "vmap"))
     for name, p in by_layer.items():
         torch.testing.assert_close(p, by_vmap[name], rtol=1e-5, atol=1e-7)
-    ours: Any = clipped_step(given, "layerwise", None)()
-    for name in ("Opacus ghost clipping, update", "BackPACK in chunks, update"):
-        theirs: Any = rivals[name]() if name in rivals else list(ours.values())
+    ours: Any = clipped_step(given, "layerwise")()
+    for name in ("clipped sum, update, compiled", "Opacus ghost clipping, update", "BackPACK in chunks, update"):
+        theirs: Any = rivals[name]() if name in rivals else ours
+        theirs = list(theirs.values()) if isinstance(theirs, dict) else theirs
         for p, q, start in zip(ours.values(), theirs, given.params.values(), strict=True):
             # Of the change: the parameters themselves hardly move. Opacus adds 1e-6 to the norms it divides by.
             torch.testing.assert_close(

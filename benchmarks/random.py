@@ -42,7 +42,7 @@ def run(quick: bool, device: str) -> Iterator[list[Row]]:
 
 
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function, fullgraph=True, dynamic=False, options=af.train.COMPILE_OPTIONS)
+    return torch.compile(function, fullgraph=True, dynamic=False, options=af.train.compile_options())
 
 
 def _rows(title: str, rivals: dict[str, Callable[[], Tensor]], repeats: int, device: str) -> list[Row]:

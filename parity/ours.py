@@ -18,7 +18,7 @@ from parity.problems import Problem
 def _gradients(problem: Problem, given: Inputs) -> Tensors:
     routes: Mapping[str, Callable[[Inputs], Tensors]] = {
         "vmap": _vmapped,
-        "compiled": lambda g: torch.compile(differentiated, fullgraph=True, options=af.train.COMPILE_OPTIONS)(g),
+        "compiled": lambda g: torch.compile(differentiated, fullgraph=True, options=af.train.compile_options())(g),
         "functional_call": _lifted,
     }
     with torch.no_grad():

@@ -334,7 +334,7 @@ def test_they_compile_whole(params, batch, loop, key):
         clipped, norms = per_sample.clipped_sum(p, (x, y), 1.0, arch=TINY, key=key)
         return norms, clipped
 
-    norms, clipped = torch.compile(both, fullgraph=True, options=af.train.COMPILE_OPTIONS)(params, *batch, key)
+    norms, clipped = torch.compile(both, fullgraph=True, options=af.train.compile_options())(params, *batch, key)
     expected_norms, expected = both(params, *batch, key)
     close({"": norms, **clipped}, {"": expected_norms, **expected})
     close({"": norms}, {"": norms_of(loop[True])})

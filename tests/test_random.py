@@ -47,7 +47,7 @@ def test_vmapped_draws_equal_jax(expected):
 @pytest.mark.compiled
 def test_compiled_draws_equal_jax(expected):
     # One key at a time: the graph is built once and serves all 64.
-    options = af.train.COMPILE_OPTIONS
+    options = af.train.compile_options()
     compiled = torch.compile(lambda key: draws(af.random, key), fullgraph=True, dynamic=False, options=options)
     ours = [compiled(key) for key in KEYS]
     assert_equal_dicts({name: torch.stack([d[name] for d in ours]) for name in ours[0]}, expected)
