@@ -86,13 +86,12 @@ def _from_shards(prepared: Shards) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _augmented_shards(prepared: Shards) -> Callable[[], int]:
-    def one(key: Tensor, image: Tensor) -> Tensor:
-        crop_key, flip_key = af.random.split(key)
-        return augment.random_flip(flip_key, augment.random_crop(crop_key, image, 224))
-
     def call() -> int:
-        batches = _from_shards(prepared)
-        return sum(len(vmap(one)(af.random.split(af.random.key(0), len(i)), images)) for i, images in batches)
+        count = 0
+        for index, images in _from_shards(prepared):
+            crop_keys, flip_keys = af.random.split(af.random.key(0), 2 * len(index)).view(2, -1, 2).unbind()
+            count += len(augment.random_flips(flip_keys, augment.random_crops(crop_keys, images, 224)))
+        return count
 
     return call
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -190,24 +191,22 @@ def preparation(
     """
     side = network.image_size
     crops: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "shift": functools.partial(augment.padded_crop, padding=side // 8),
-        "crop": functools.partial(augment.random_crop, size=side),
-        "resized": functools.partial(augment.resized_crop, size=side),
+        "shift": lambda keys, images: augment.random_crops(keys, F.pad(images, (side // 8,) * 4), side),
+        "crop": functools.partial(augment.random_crops, size=side),
+        "resized": vmap(functools.partial(augment.resized_crop, size=side)),
     }
     crop = crops["crop" if recipe.augmentation == "paper" else recipe.augmentation.split("-")[0]]
 
-    def one(key: Tensor, image: Tensor) -> Tensor:
-        crop_key, flip_key, colour_key = random.split(key, 3).unbind()
-        image = crop(crop_key, image)
-        if recipe.augmentation != "shift":
-            image = augment.random_flip(flip_key, image)
-        x = augment.to_float(image)
-        if components is not None:
-            x = augment.pca_noise(colour_key, x, components)
-        return augment.normalize(x, *moments)
-
     def prepare(key: Tensor, index: Tensor, images: Tensor) -> Tensor:
-        return vmap(one)(vmap(random.fold_in, in_dims=(None, 0))(key, index), images)
+        keys = vmap(lambda i: random.split(random.fold_in(key, i), 3))(index)
+        crop_keys, flip_keys, colour_keys = keys.unbind(1)
+        images = crop(crop_keys, images)
+        if recipe.augmentation != "shift":
+            images = augment.random_flips(flip_keys, images)
+        x = augment.to_float(images)
+        if components is not None:
+            x = vmap(augment.pca_noise, in_dims=(0, 0, None))(colour_keys, x, components)
+        return augment.normalize(x, *moments)
 
     return prepare
 

@@ -48,6 +48,20 @@ def test_random_flip_mirrors_where_bernoulli_says():
     assert 110 < chosen.sum() < 190
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 7), st.integers(0, 4), st.integers(0, 4))
+@settings(max_examples=30, deadline=None)
+def test_crops_and_flips_of_a_batch_are_those_of_its_images(seed, count, size, more_rows, more_columns):
+    keys = af.random.split(af.random.key(seed), count)
+    shape = (count, 3, size + more_rows, size + more_columns)
+    images = torch.arange(count * 3 * shape[2] * shape[3]).to(torch.uint8).view(shape)
+    crops, flips = augment.random_crops(keys, images, size), augment.random_flips(keys, images)
+    assert crops.shape == (count, 3, size, size)
+    assert flips.shape == images.shape
+    for i, key in enumerate(keys):
+        assert torch.equal(crops[i], augment.random_crop(key, images[i], size))
+        assert torch.equal(flips[i], augment.random_flip(key, images[i]))
+
+
 @pytest.mark.parametrize(("height", "width", "size"), [(8, 8, 8), (9, 12, 6), (256, 256, 224)])
 def test_ten_crop_is_torchvisions(height, width, size):
     images = torch.randint(256, (2, 3, height, width), dtype=torch.uint8)
@@ -170,6 +184,10 @@ def test_negative_padding_is_refused():
 @pytest.mark.errors
 def test_crops_larger_than_the_image_are_refused():
     image = torch.zeros(3, 4, 6, dtype=torch.uint8)
-    for crop in (lambda: augment.random_crop(af.random.key(0), image, 5), lambda: augment.center_crop(image, 5)):
+    for crop in (
+        lambda: augment.random_crop(af.random.key(0), image, 5),
+        lambda: augment.random_crops(af.random.split(af.random.key(0), 1), image[None], 5),
+        lambda: augment.center_crop(image, 5),
+    ):
         with pytest.raises(ValueError, match=r"size must lie in 1\.\.4 for .* 4x6, got 5"):
             crop()
