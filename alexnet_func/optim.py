@@ -113,6 +113,23 @@ def adamw(
     return Optimizer(init, update)
 
 
+def centralized(optimizer: Optimizer) -> Optimizer:
+    """`optimizer` on gradients whose mean over each unit's weights is taken away: Yong et al. 2020, equation 1.
+
+    "Gradient centralization". A unit's weights are a row of a linear layer or the kernel of one output channel; biases
+    pass unchanged. What inputs share after a ReLU, a positive mean, then moves biases alone; weights that start with
+    mean 0 (`layers.CenteredHeNormal`) keep it under SGD. Adam divides element by element, so there only roughly.
+    """
+
+    def centered(g: Tensor) -> Tensor:
+        return g - g.mean(tuple(range(1, g.dim())), keepdim=True) if g.dim() > 1 else g
+
+    def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
+        return optimizer.update({name: centered(g) for name, g in grads.items()}, opt_state, params, step)
+
+    return Optimizer(optimizer.init, update)
+
+
 def constant(value: float) -> Schedule:
     """The same rate at every step."""
     _check_not_negative(value=value)

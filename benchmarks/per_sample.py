@@ -71,8 +71,9 @@ def clipped_step(
     return run
 
 
-def norms(given: Setting) -> Callable[[], Tensor]:
-    return lambda: af.per_sample.norms(given.params, (given.x, given.y), arch=given.arch)
+def norms(given: Setting, chunks: int = 1) -> Callable[[], Tensor]:
+    chunk = -(-len(given.y) // chunks)
+    return lambda: af.per_sample.norms(given.params, (given.x, given.y), arch=given.arch, chunk_size=chunk)
 
 
 def compiled_norms(given: Setting) -> Callable[[], Tensor]:
@@ -112,6 +113,7 @@ CALLS: Mapping[str, Callable[[Setting], Callable[[], object]]] = {
     "plain step, nn.Module": plain_step,
     "norms": norms,
     "clipped sum, update": lambda given: clipped_step(given, "auto"),
+    "norms in two chunks": functools.partial(norms, chunks=2),
     "norms, compiled": compiled_norms,
     "clipped sum, update, compiled": lambda given: clipped_step(
         given, "auto", build=functools.partial(af.train.compile_step, donate=True)
@@ -123,7 +125,7 @@ CALLS: Mapping[str, Callable[[Setting], Callable[[], object]]] = {
 }
 STEPS = (
     "plain step, nn.Module",
-    *("norms", "norms, compiled"),
+    *("norms", "norms in two chunks", "norms, compiled"),
     *("clipped sum, update", "clipped sum, update, compiled", "vmap(grad) in chunks, update"),
 )
 GRADIENTS = ("one gradient, nn.Module", "all gradients", "all gradients, vmap(grad)")
@@ -205,7 +207,7 @@ def _assert_equal(given: Setting, rivals: Mapping[str, Callable[[], object]]) ->
         torch.testing.assert_close(g, expected[name], rtol=1e-3, atol=1e-5)
     squares = torch.stack([g.double().flatten(1).square().sum(1) for g in expected.values()]).sum(0)
     torch.testing.assert_close(norms(few)().double(), squares.sqrt(), rtol=1e-5, atol=0)
-    for name in ("norms, compiled", "BackPACK norms"):
+    for name in ("norms in two chunks", "norms, compiled", "BackPACK norms"):
         if name in rivals:
             torch.testing.assert_close(norms(given)(), rivals[name](), rtol=1e-4, atol=0)
     by_layer, by_vmap = (clipped_step(few, method)() for method in ("layerwise", "vmap"))

@@ -115,6 +115,17 @@ def test_adamw_is_torchs(decay):
             torch.testing.assert_close(p[name], q[name], rtol=1e-12, atol=1e-14)
 
 
+def test_centralized_takes_each_units_mean_from_its_gradients():
+    params = {"conv.weight": torch.ones(4, 3, 2, 2), "linear.weight": torch.ones(5, 7), "bias": torch.ones(4)}
+    params = {name: p.double() for name, p in params.items()}
+    grads = some_grads(params, 0)
+    found, _ = optim.centralized(optim.sgd(0.1)).update(grads, {}, params, torch.tensor(0))
+    for name, g in ((name, g.numpy()) for name, g in grads.items()):
+        units = g.reshape(len(g), -1)
+        centered = g if g.ndim == 1 else (units - units.mean(1, keepdims=True)).reshape(g.shape)
+        np.testing.assert_allclose(found[name].numpy(), 1 - 0.1 * centered, rtol=1e-14)
+
+
 def test_update_leaves_its_arguments_as_they_were():
     params = some_params(torch.float32)
     optimizer = optim.sgd(0.1, 0.9, 5e-4)
@@ -152,6 +163,7 @@ COMPILED = {
     "nesterov, schedule": optim.sgd(optim.warmup_cosine(0.1, 2, 9), 0.9, 0.05, nesterov=True),
     "paper": optim.sgd(0.1, 0.9, 0.05, form="paper"),
     "adamw": optim.adamw(0.01),
+    "centralized": optim.centralized(optim.sgd(0.1, 0.9)),
 }
 
 

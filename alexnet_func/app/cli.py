@@ -48,7 +48,7 @@ class Train:
     """Images a step."""
     lr: Annotated[float | None, _shown_as("F")] = None
     """Peak learning rate."""
-    optimizer: Literal["sgd", "adamw"] | None = None
+    optimizer: recipes.OptimizerName | None = None
     """SGD with momentum, or AdamW, which wants a much smaller rate and a larger decay."""
     momentum: Annotated[float | None, _shown_as("F")] = None
     """Momentum of the velocity, or AdamW's b1."""

@@ -233,6 +233,8 @@ def test_photographs_go_through_the_papers_recipe(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("alexnet_2012 on ")
     assert "test accuracy" in out.splitlines()[-1]
+    assert cli.main(["train", *options, "--optimizer", "adamw"]) == 1
+    assert "the paper's recipe is one of SGD: it does not go with adamw" in capsys.readouterr().err
 
 
 def make_folder(path, size, count):
