@@ -75,8 +75,8 @@ def cached(
 
 
 def fingerprint(files: Files, side: int) -> str:
-    """A SHA-256 that changes with any file's path, label, size or time of change, with `side` and with Pillow."""
-    digest = hashlib.sha256(f"{side} {PIL.__version__}".encode())
+    """A SHA-256 that changes with any file's path, label, size or time of change, with `side` and the decoders."""
+    digest = hashlib.sha256(f"{side} {PIL.__version__} {images.decoder()[0]}".encode())
     for path, label in zip(files.paths, files.labels.tolist(), strict=True):
         about = path.stat()
         digest.update(f"{path.resolve()} {label} {about.st_size} {about.st_mtime_ns}\n".encode())
