@@ -70,6 +70,8 @@ class Train:
     """Where to train; auto takes CUDA if there is any."""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """Of the forward and backward pass; parameters stay float32."""
+    reduction: Literal["bf16"] | None = None
+    """Under torchrun: round gradients to bfloat16 for their way between ranks."""
     compile: Annotated[Flag, _COMPILE] = False
     """Compile it; the default on CUDA alone."""
     no_compile: Annotated[Flag, _COMPILE] = False
@@ -217,6 +219,7 @@ def _run(options: Train, device: torch.device) -> fit.Run:
         init=options.init,
         device=device,
         precision=options.precision,
+        reduction=options.reduction,
         compile=options.compile or (device.type == "cuda" and not options.no_compile),
         skip_bad_images=options.skip_bad_images,
         stream=True if options.stream else False if options.no_stream else None,

@@ -41,6 +41,7 @@ class Run:
     init: str | None = None
     device: torch.device = _CPU
     precision: train.Precision = "float32"
+    reduction: parallel.Reduction | None = None
     compile: bool = False
     skip_bad_images: bool = False
     stream: bool | None = None
@@ -86,7 +87,9 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
     orders = functools.partial(_epoch_order, data_key.cpu(), count=count, batch_size=recipe.batch_size)
     optimizer = recipes.optimizer(recipe, steps)
     loss_fn = train.with_precision(functools.partial(losses.loss_fn, arch=network), run.precision)
-    step = train.make_step(loss_fn, optimizer, grad_fn=parallel.grad_fn(loss_fn) if ranks > 1 else None)
+    step = train.make_step(
+        loss_fn, optimizer, grad_fn=parallel.grad_fn(loss_fn, reduction=run.reduction) if ranks > 1 else None
+    )
     step = train.compile_step(step, donate=True) if run.compile else step
     forward = functools.partial(model.forward, arch=network)
 
@@ -194,7 +197,7 @@ def _draw(
 
 
 def _config(run: Run, recipe: Recipe, network: arch.Arch, classes: tuple[str, ...], moments: Moments) -> dict[str, Any]:
-    settings = {"data": run.data, "seed": run.seed, "limit": run.limit, "init": run.init, "precision": run.precision}
+    settings = {name: getattr(run, name) for name in ("data", "seed", "limit", "init", "precision", "reduction")}
     varying = {"device": str(run.device), "compile": run.compile}
     described = {"arch": network.to_json(), "classes": classes, **moments._asdict()}
     # Through JSON, so that it compares equal to what a checkpoint gives back.

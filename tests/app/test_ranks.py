@@ -49,6 +49,15 @@ def test_two_ranks_train_as_one_and_one_goes_on_where_they_stopped(tmp_path, cap
     capsys.readouterr()
 
 
+def test_gradients_rounded_on_their_way_train_nearly_as_well(tmp_path):
+    arguments = [*ARGUMENTS, "--epochs", "1", "--out"]
+    process = on_ranks(2, "--epochs", "1", "--reduction", "bf16", "--out", str(tmp_path / "rounded"))
+    assert cli.main([*arguments, str(tmp_path / "alone")]) == 0
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert 1e-6 < distance(tmp_path / "rounded", tmp_path / "alone") < 1e-2
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a rank's process under /proc")
 def test_a_rank_that_dies_stops_the_others_and_is_named(tmp_path, capsys):
     out = tmp_path / "run"
