@@ -11,6 +11,7 @@ application does. Without a group there is one rank, and everything here still h
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -107,12 +108,17 @@ def broadcast(tree: Tree) -> Tree:
 
 @contextmanager
 def first_rank_first() -> Iterator[None]:
-    """Rank 0 runs the block before the others do: it downloads or writes what they then find."""
+    """Rank 0 runs the block before the others do: it downloads or writes what they then find, for up to a day."""
+    if world_size() == 1:
+        yield
+        return
+    # NCCL's own barrier would give up after ten minutes.
+    waiting: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     if rank() > 0:
-        dist.barrier()
+        dist.barrier(waiting)
     yield
-    if rank() == 0 and world_size() > 1:
-        dist.barrier()
+    if rank() == 0:
+        dist.barrier(waiting)
 
 
 @contextmanager
