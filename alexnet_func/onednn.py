@@ -79,6 +79,8 @@ def _exchange(graph: fx.Graph) -> None:
 
 
 def _is_faster(a: Tensor, b: Tensor) -> bool:
-    if a.dtype != torch.float32 or a.device.type != "cpu" or not all(isinstance(n, int) for n in (*a.shape, *b.shape)):
+    if a.dtype != torch.float32 or a.device.type != "cpu":
+        return False
+    if not all(isinstance(n, int) and n > 0 for n in (*a.shape, *b.shape)):
         return False
     return a.shape[0] >= _FEW_ROWS or b.stride(0) == 1

@@ -10,6 +10,7 @@ from PIL import Image
 
 from alexnet_func.app import cli
 from benchmarks import __main__ as benchmarks
+from benchmarks import accuracy
 from parity import __main__ as parity
 
 README = Path(__file__).parent.parent / "README.md"
@@ -92,6 +93,21 @@ def test_the_other_programs_take_the_options_shown(program, monkeypatch, capsys)
         monkeypatch.setattr(sys, "argv", [name, *arguments, "--list"])
         assert program.main() == 0, arguments
         assert capsys.readouterr().out
+
+
+def test_the_accuracy_table_is_made_by_options_of_alexnet_train(monkeypatch, capsys):
+    (command,) = [line for line in COMMANDS if "benchmarks.accuracy" in line]
+
+    def trained_once(seed, run, options, training):
+        short = [word for word in training if word != "--compile"]
+        assert cli.main(["train", "--limit", "4", "--batch-size", "2", "--epochs", "1", "--device", "cpu", *short]) == 0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(accuracy, "_result", trained_once)
+    monkeypatch.setattr(sys, "argv", command.split()[2:])
+    with pytest.raises(KeyboardInterrupt):
+        accuracy.main()
+    assert "test accuracy" in capsys.readouterr().out
 
 
 def test_make_targets_exist():

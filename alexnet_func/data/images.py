@@ -49,7 +49,7 @@ def decoder() -> tuple[str, DecodeJpeg]:
         try:
             decode = load()
             decode(buffer.getvalue())
-        except (ImportError, OSError, RuntimeError):  # not installed, or built without libjpeg
+        except (ImportError, AttributeError, OSError, RuntimeError):  # not installed, too old, or built without libjpeg
             continue
         return f"{package} {version(package)}", decode
     return f"pillow {version('pillow')}", _by_pillow

@@ -49,6 +49,7 @@ def test_two_ranks_train_as_one_and_one_goes_on_where_they_stopped(tmp_path, cap
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_gradients_rounded_on_their_way_train_nearly_as_well(tmp_path):
     arguments = [*ARGUMENTS, "--epochs", "1", "--out"]
     process = on_ranks(2, "--epochs", "1", "--reduction", "bf16", "--out", str(tmp_path / "rounded"))
