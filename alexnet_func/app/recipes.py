@@ -35,7 +35,7 @@ class Recipe:
 
 
 DIGITS = Recipe("alexnet_cifar", 15, 32, 0.02, 0.9, 5e-4, "cosine", "shift")
-CIFAR = Recipe("alexnet_cifar", 10, 64, 7e-4, 0.9, 0.05, "cosine", "shift-flip", optimizer="centralized-adamw")
+CIFAR = Recipe("alexnet_cifar", 10, 64, 7e-4, 0.9, 0.05, "cosine", "shift-flip", optimizer="adamw")
 PHOTOGRAPHS = Recipe("alexnet", 90, 128, 0.01, 0.9, 5e-4, "cosine", "crop-flip")
 
 # Krizhevsky et al. 2012, section 5, with the rate divided by ten three times over 90 epochs, at even distances.
