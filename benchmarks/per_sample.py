@@ -218,7 +218,9 @@ def _assert_equal(given: Setting, rivals: Mapping[str, Callable[[], object]]) ->
         theirs: Any = rivals[name]() if name in rivals else ours
         theirs = list(theirs.values()) if isinstance(theirs, dict) else theirs
         for p, q, start in zip(ours.values(), theirs, given.params.values(), strict=True):
-            # Of the change: the parameters themselves hardly move. Opacus adds 1e-6 to the norms it divides by.
+            # Of the change, which parameters hold to their own last place: they themselves hardly move. Opacus adds
+            # 1e-6 to the norms it divides by.
+            last_place = torch.finfo(p.dtype).eps * float(start.abs().max())
             torch.testing.assert_close(
-                p - start, q - start, rtol=0.01, atol=1e-8 + 2e-3 * float((p - start).abs().max())
+                p - start, q - start, rtol=0.01, atol=last_place + 2e-3 * float((p - start).abs().max())
             )
