@@ -85,8 +85,10 @@ def norms(
 ) -> Float[Tensor, "n"]:
     """The 2-norm of every example's gradient over all parameters, [N].
 
-    Within 1e-5 relative in float32. 0 for a zero gradient; inf or NaN for an example whose gradient is not finite, or
-    whose squares overflow, and for no other. N = 0 gives [0].
+    Within 1e-5 relative in float32 of the norm of the gradients that such a forward and backward pass gives. Another
+    pass, compiled or in float64, may round a ReLU or a maximum to its other side: 1e-3 was seen for single examples.
+    0 for a zero gradient; inf or NaN for an example whose gradient is not finite, or whose squares overflow, and for
+    no other. N = 0 gives [0].
     """
     parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
     return torch.cat([_norms(part) for part in parts])
