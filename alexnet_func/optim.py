@@ -118,7 +118,8 @@ def centralized(optimizer: Optimizer) -> Optimizer:
 
     "Gradient centralization". A unit's weights are a row of a linear layer or the kernel of one output channel; biases
     pass unchanged. What inputs share after a ReLU, a positive mean, then moves biases alone; weights that start with
-    mean 0 (`layers.CenteredHeNormal`) keep it under SGD. Adam divides element by element, so there only roughly.
+    mean 0 (`layers.CenteredHeNormal`) keep it under SGD. Adam divides element by element, so there only roughly. A run
+    of seven epochs on CIFAR-10 with AdamW blew up in its fifth.
     """
 
     def centered(g: Tensor) -> Tensor:

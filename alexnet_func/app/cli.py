@@ -49,7 +49,8 @@ class Train:
     lr: Annotated[float | None, _shown_as("F")] = None
     """Peak learning rate."""
     optimizer: recipes.OptimizerName | None = None
-    """SGD with momentum, or AdamW, which wants a much smaller rate and a larger decay."""
+    """SGD with momentum, or AdamW, which wants a much smaller rate and a larger decay; centralized: on gradients whose
+    mean over each unit is taken away, which starts faster and may blow up later."""
     momentum: Annotated[float | None, _shown_as("F")] = None
     """Momentum of the velocity, or AdamW's b1."""
     weight_decay: Annotated[float | None, _shown_as("F")] = None
