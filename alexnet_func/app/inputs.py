@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -191,7 +190,7 @@ def preparation(
     """
     side = network.image_size
     crops: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "shift": lambda keys, images: augment.random_crops(keys, F.pad(images, (side // 8,) * 4), side),
+        "shift": functools.partial(augment.padded_crops, padding=side // 8),
         "crop": functools.partial(augment.random_crops, size=side),
         "resized": vmap(functools.partial(augment.resized_crop, size=side)),
     }

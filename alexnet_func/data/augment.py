@@ -2,6 +2,7 @@
 
     crops = vmap(lambda key, image: padded_crop(key, image, padding=4))(keys, images)
 
+`random_crops`, `padded_crops` and `random_flips` are the same batches, made without a gather on a CPU.
 Images are uint8 [C, H, W] until `to_float`; what changes colours, `pca_noise` and `normalize`, takes floats on 0..1.
 """
 
@@ -60,9 +61,20 @@ def padded_crop(key: random.Key, image: UInt8[Tensor, "c side side"], padding: i
     That is a shift by up to `padding` pixels along each axis, all of them equally likely. Raises ValueError for a
     negative padding.
     """
+    return random_crop(key, _padded(image, padding), image.shape[-1])
+
+
+def padded_crops(
+    keys: Int32[Tensor, "n 2"], images: UInt8[Tensor, "n c side side"], padding: int
+) -> UInt8[Tensor, "n c side side"]:
+    """`vmap(padded_crop)`, by `random_crops`. Errors as `padded_crop`."""
+    return random_crops(keys, _padded(images, padding), images.shape[-1])
+
+
+def _padded(images: UInt8[Tensor, "*n c h w"], padding: int) -> UInt8[Tensor, "*n c hp wp"]:
     if padding < 0:
         raise ValueError(f"padding must not be negative, got {padding}")
-    return random_crop(key, F.pad(image, (padding,) * 4), image.shape[-1])
+    return F.pad(images, (padding,) * 4)
 
 
 def resized_crop(

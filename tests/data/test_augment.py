@@ -60,6 +60,9 @@ def test_crops_and_flips_of_a_batch_are_those_of_its_images(seed, count, size, m
     for i, key in enumerate(keys):
         assert torch.equal(crops[i], augment.random_crop(key, images[i], size))
         assert torch.equal(flips[i], augment.random_flip(key, images[i]))
+    square = augment.padded_crops(keys, crops, padding=2)
+    for i, key in enumerate(keys):
+        assert torch.equal(square[i], augment.padded_crop(key, crops[i], 2))
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(8, 8, 8), (9, 12, 6), (256, 256, 224)])
@@ -179,6 +182,8 @@ def test_normalize_is_its_formula():
 def test_negative_padding_is_refused():
     with pytest.raises(ValueError, match="padding must not be negative, got -1"):
         augment.padded_crop(af.random.key(0), torch.zeros(3, 4, 4, dtype=torch.uint8), -1)
+    with pytest.raises(ValueError, match="padding must not be negative, got -1"):
+        augment.padded_crops(af.random.split(af.random.key(0), 1), torch.zeros(1, 3, 4, 4, dtype=torch.uint8), -1)
 
 
 @pytest.mark.errors
