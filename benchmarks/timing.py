@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from alexnet_func import onednn
+from parity.report import processor
 
 _REST = 0.05  # seconds
 
@@ -73,21 +74,9 @@ def header(device: str = "cpu") -> str:
     """What a figure depends on: versions, device, threads, and the variables that change allocation or kernels."""
     variables = ("THP_MEM_ALLOC_ENABLE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     environment = ", ".join(f"{name}={os.environ[name]}" for name in variables if name in os.environ) or "default"
+    chip = torch.cuda.get_device_name() if device == "cuda" else processor()
     products = "oneDNN" if device == "cpu" and onednn.pays() else "torch's own route"
     return (
-        f"torch {torch.__version__}, Python {platform.python_version()}, {_device_name(device)}, "
+        f"torch {torch.__version__}, Python {platform.python_version()}, {chip}, "
         f"{torch.get_num_threads()} threads, environment {environment}; our compiled matrix products by {products}"
     )
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else _processor()
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as cpuinfo:
-            names = [line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()

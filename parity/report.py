@@ -44,7 +44,7 @@ def header(device: str) -> dict[str, str]:
     return {
         "device": torch.cuda.get_device_name()
         if device == "cuda"
-        else f"{_processor()}, {torch.get_num_threads()} threads",
+        else f"{processor()}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
         "flags": "TF32 off unless named, deterministic, full-precision accumulation, cuDNN benchmark off",
@@ -166,7 +166,8 @@ def _version(package: str) -> str:
         return "absent"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor, or of its architecture where the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
