@@ -46,10 +46,21 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tu
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Writes any named tensors as `save` writes a state."""
-    path = Path(path)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    about = {"config": dict(config), "names": list(tensors)}
-    about["sha256"] = _digest(tensors, about)
+    tensors = _on_cpu(tensors)
+    _write(Path(path), tensors, config, _digest(tensors, config))
+
+
+def write_mapped(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """`write` for `mapped`: without a digest of the tensors' bytes, for which the caller keeps checksums of its own."""
+    _write(Path(path), _on_cpu(tensors), config, None)
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+
+
+def _write(path: Path, tensors: dict[str, Tensor], config: Mapping[str, Any], digest: str | None) -> None:
+    about = {"config": dict(config), "names": list(tensors), "sha256": digest}
     # One entry, since safetensors writes several in an arbitrary order.
     metadata = {_ENTRY: json.dumps(about, sort_keys=True)}
     temporary = path.with_name(f".{path.name}.tmp")
@@ -68,7 +79,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: M
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the configuration that `write` wrote; errors as `load`."""
     tensors, about = _mapped(Path(path))
-    if about["sha256"] != _digest(tensors, about):
+    if about["sha256"] != _digest(tensors, about["config"]):
         raise ValueError(f"{path} was altered: its contents do not have the SHA-256 in its header")
     return tensors, about["config"]
 
@@ -127,8 +138,8 @@ def _unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
     return tree
 
 
-def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps([about["config"], about["names"]], sort_keys=True).encode())
+def _digest(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps([config, list(tensors)], sort_keys=True).encode())
     for name, value in tensors.items():
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)

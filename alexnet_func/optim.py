@@ -113,22 +113,99 @@ def adamw(
     return Optimizer(init, update)
 
 
-def centralized(optimizer: Optimizer) -> Optimizer:
-    """`optimizer` on gradients whose mean over each unit's weights is taken away: Yong et al. 2020, equation 1.
+def muon(
+    learning_rate: float | Tensor | Schedule,
+    momentum: float = 0.95,
+    weight_decay: float = 0.0,
+    dtype: torch.dtype | None = None,
+) -> Optimizer:
+    """Nesterov momentum, orthogonalised: Jordan et al. 2024, "Muon", as in `torch.optim.Muon`. For hidden weights.
 
-    "Gradient centralization". A unit's weights are a row of a linear layer or the kernel of one output channel; biases
-    pass unchanged. What inputs share after a ReLU, a positive mean, then moves biases alone; weights that start with
-    mean 0 (`layers.CenteredHeNormal`) keep it under SGD. Adam divides element by element, so there only roughly. A run
-    of seven epochs on CIFAR-10 with AdamW blew up in its fifth.
+    `v <- momentum v + (1 - momentum) g; u = momentum v + (1 - momentum) g;
+    p <- p - lr weight_decay p - lr sqrt(max(1, r / c)) orthogonalized(u)`, p an r x c matrix; the kernel of an output
+    channel is a row. Every direction in which a layer's gradients lie then moves alike, however much larger some are,
+    such as the mean that activations share after a ReLU. `dtype`, if given, is that of the products of
+    `orthogonalized`, for which bfloat16 suffices. The first layer, the last and the biases want another optimiser: see
+    `partition`.
+
+    Raises ValueError for a negative rate or decay, a momentum outside [0, 1), and in `init` for a tensor of fewer than
+    two axes.
     """
+    _check_not_negative(learning_rate=learning_rate, weight_decay=weight_decay)
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
 
-    def centered(g: Tensor) -> Tensor:
-        return g - g.mean(tuple(range(1, g.dim())), keepdim=True) if g.dim() > 1 else g
+    def init(params: Params) -> OptState:
+        if flat := [name for name, p in params.items() if p.dim() < 2]:
+            raise ValueError(f"muon is for matrices and convolutions, not for {', '.join(flat)}: see optim.partition")
+        return {"velocity": {name: torch.zeros_like(p) for name, p in params.items()}}
 
     def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
-        return optimizer.update({name: centered(g) for name, g in grads.items()}, opt_state, params, step)
+        velocity = {name: torch.lerp(v, grads[name], 1 - momentum) for name, v in opt_state["velocity"].items()}
+        rate = _rate(learning_rate, step)
 
-    return Optimizer(optimizer.init, update)
+        def descended(name: str, p: Tensor) -> Tensor:
+            lookahead = torch.lerp(grads[name], velocity[name], momentum).flatten(1)
+            direction = orthogonalized(lookahead.to(dtype or p.dtype)).to(p.dtype).view_as(p)
+            scale = math.sqrt(max(1, p.shape[0] / p[0].numel()))
+            return p * (1 - rate * weight_decay).to(p.dtype) - (rate * scale).to(p.dtype) * direction
+
+        return {name: descended(name, p) for name, p in params.items()}, {"velocity": velocity}
+
+    return Optimizer(init, update)
+
+
+def orthogonalized(matrix: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
+    """About U V^T of `matrix` = U S V^T, by five Newton-Schulz steps of Jordan et al. 2024; zero for a zero matrix.
+
+    Each step takes every singular value s to `3.4445 s - 4.7750 s^3 + 2.0315 s^5`, after a division by the root of the
+    sum of their squares. What then lies above 0.002 ends between 0.68 and 1.21; smaller ones grow about 480-fold.
+    """
+    rows, columns = matrix.shape
+    x = matrix.T if rows > columns else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * (gram @ gram)) @ x
+    return x.T if rows > columns else x
+
+
+def partition(label: Callable[[str], str], optimizers: dict[str, Optimizer]) -> Optimizer:
+    """Each parameter by `optimizers[label(name)]`, as one optimiser: what `optax.partition` is to optax.
+
+    Raises KeyError for a label without an optimiser.
+    """
+
+    def part(tensors: Params, chosen: str) -> Params:
+        return {name: t for name, t in tensors.items() if label(name) == chosen}
+
+    def init(params: Params) -> OptState:
+        _check_labels({label(name) for name in params}, optimizers)
+        return _merged([optimizer.init(part(params, chosen)) for chosen, optimizer in optimizers.items()])
+
+    def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
+        parts = []
+        for chosen, optimizer in optimizers.items():
+            own = {moment: part(tensors, chosen) for moment, tensors in opt_state.items()}
+            parts.append(optimizer.update(part(grads, chosen), own, part(params, chosen), step))
+        updated = {name: p for new, _ in parts for name, p in new.items()}
+        return {name: updated[name] for name in params}, _merged([state for _, state in parts])
+
+    return Optimizer(init, update)
+
+
+def _check_labels(labels: set[str], optimizers: dict[str, Optimizer]) -> None:
+    if unknown := labels - set(optimizers):
+        raise KeyError(f"no optimizer for the labels {', '.join(sorted(unknown))}; there are {', '.join(optimizers)}")
+
+
+def _merged(states: list[OptState]) -> OptState:
+    """The moments of optimisers of disjoint parameters, by moment; those of one name lie side by side."""
+    merged: OptState = {}
+    for state in states:
+        for moment, tensors in state.items():
+            merged[moment] = merged.get(moment, {}) | tensors
+    return merged
 
 
 def constant(value: float) -> Schedule:

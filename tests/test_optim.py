@@ -25,10 +25,10 @@ def some_grads(params, step):
     return {n: torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype) for n, p in params.items()}
 
 
-def run(optimizer, params):
+def run(optimizer, params, grads_at=some_grads):
     opt_state = optimizer.init(params)
     for i in range(STEPS):
-        params, opt_state = optimizer.update(some_grads(params, i), opt_state, params, torch.tensor(i))
+        params, opt_state = optimizer.update(grads_at(params, i), opt_state, params, torch.tensor(i))
         yield params, opt_state
 
 
@@ -115,15 +115,78 @@ def test_adamw_is_torchs(decay):
             torch.testing.assert_close(p[name], q[name], rtol=1e-12, atol=1e-14)
 
 
-def test_centralized_takes_each_units_mean_from_its_gradients():
-    params = {"conv.weight": torch.ones(4, 3, 2, 2), "linear.weight": torch.ones(5, 7), "bias": torch.ones(4)}
-    params = {name: p.double() for name, p in params.items()}
-    grads = some_grads(params, 0)
-    found, _ = optim.centralized(optim.sgd(0.1)).update(grads, {}, params, torch.tensor(0))
-    for name, g in ((name, g.numpy()) for name, g in grads.items()):
-        units = g.reshape(len(g), -1)
-        centered = g if g.ndim == 1 else (units - units.mean(1, keepdims=True)).reshape(g.shape)
-        np.testing.assert_allclose(found[name].numpy(), 1 - 0.1 * centered, rtol=1e-14)
+def newton_schulz(matrix):
+    """What five steps of the quintic make of the singular values, by an SVD in float64."""
+    u, values, v = np.linalg.svd(matrix, full_matrices=False)
+    values = values / np.linalg.norm(values)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return u * values @ v
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(13, 97), (97, 13), (20, 20), (1, 5)])
+def test_orthogonalized_works_on_the_singular_values(rows, columns):
+    matrix = np.random.default_rng(0).normal(size=(rows, columns))
+    found = optim.orthogonalized(torch.from_numpy(matrix)).numpy()
+    np.testing.assert_allclose(found, newton_schulz(matrix), rtol=1e-9, atol=1e-12)
+    values = np.linalg.svd(found, compute_uv=False)
+    assert values.min() > 0.65
+    assert values.max() < 1.25
+    np.testing.assert_allclose(optim.orthogonalized(torch.from_numpy(1e6 * matrix)).numpy(), found, rtol=1e-9)
+
+
+def test_orthogonalized_keeps_zero_and_rank():
+    assert not optim.orthogonalized(torch.zeros(3, 5)).any()
+    line = np.outer(np.arange(1.0, 4.0), np.arange(1.0, 6.0))
+    found = optim.orthogonalized(torch.from_numpy(line)).numpy()
+    assert np.linalg.matrix_rank(found, tol=1e-6) == 1
+
+
+@pytest.mark.parametrize(("shape", "decay"), [((97, 13), 0.0), ((13, 97), 0.1)])
+def test_muon_is_torchs(shape, decay):
+    params = {"weight": some_params(torch.float64)["weight"].reshape(shape)}
+    theirs = run_torch(lambda p: torch.optim.Muon(p, lr=0.02, weight_decay=decay), params)
+    ours = run(optim.muon(0.02, weight_decay=decay, dtype=torch.bfloat16), params)
+    for (p, _), (q, _) in itertools.islice(zip(ours, theirs, strict=True), 5):  # theirs multiplies in bfloat16 too
+        torch.testing.assert_close(p["weight"], q["weight"], rtol=0, atol=2e-3)
+
+
+def test_muon_of_a_kernel_is_muon_of_its_rows():
+    kernel = {"w": torch.randn(6, 3, 2, 2, dtype=torch.float64)}
+    rows = {"w": kernel["w"].flatten(1)}
+
+    def flat_grads(_, i):
+        return {"w": some_grads(kernel, i)["w"].flatten(1)}
+
+    for (p, _), (q, _) in zip(
+        run(optim.muon(0.1), kernel), run(optim.muon(0.1), rows, grads_at=flat_grads), strict=True
+    ):
+        assert torch.equal(p["w"].flatten(1), q["w"])
+
+
+def test_partition_is_each_optimiser_on_its_own_parameters():
+    params = some_params(torch.float64)
+    parts = {"one": optim.adamw(0.01), "two": optim.sgd(0.1, 0.9)}
+    both = run(optim.partition(lambda name: "one" if name == "bias" else "two", parts), params)
+
+    def of_theirs(own, i):
+        return {name: some_grads(params, i)[name] for name in own}
+
+    alone = [run(parts[label], {name: params[name]}, of_theirs) for label, name in (("one", "bias"), ("two", "weight"))]
+    for (p, state), (bias, adamw_state), (weight, sgd_state) in zip(both, *alone, strict=True):
+        assert list(p) == list(params)
+        assert torch.equal(p["bias"], bias["bias"])
+        assert torch.equal(p["weight"], weight["weight"])
+        torch.testing.assert_close(state, adamw_state | sgd_state, rtol=0, atol=0)
+
+
+def test_partition_of_two_optimisers_of_one_kind_is_that_optimiser():
+    params = some_params(torch.float64)
+    parts = {name: optim.adamw(0.01) for name in params}
+    for (p, state), (q, whole) in zip(
+        run(optim.partition(lambda name: name, parts), params), run(optim.adamw(0.01), params), strict=True
+    ):
+        torch.testing.assert_close((p, state), (q, whole), rtol=0, atol=0)
 
 
 def test_update_leaves_its_arguments_as_they_were():
@@ -163,7 +226,7 @@ COMPILED = {
     "nesterov, schedule": optim.sgd(optim.warmup_cosine(0.1, 2, 9), 0.9, 0.05, nesterov=True),
     "paper": optim.sgd(0.1, 0.9, 0.05, form="paper"),
     "adamw": optim.adamw(0.01),
-    "centralized": optim.centralized(optim.sgd(0.1, 0.9)),
+    "muon": optim.partition(lambda name: "muon", {"muon": optim.muon(0.1, weight_decay=0.05)}),
 }
 
 
@@ -196,6 +259,8 @@ def test_a_compiled_update_beside_a_matmul_equals_the_eager_one(optimizer):
         (lambda: optim.sgd(-0.1), "learning_rate must not be negative, got -0.1"),
         (lambda: optim.sgd(float("nan")), "learning_rate must not be negative, got nan"),
         (lambda: optim.sgd(0.1, momentum=-1), "momentum must not be negative"),
+        (lambda: optim.muon(0.1, momentum=1.0), r"momentum must lie in \[0, 1\), got 1.0"),
+        (lambda: optim.muon(0.1).init({"b": torch.zeros(3)}), "muon is for matrices and convolutions, not for b"),
         (lambda: optim.sgd(0.1, nesterov=True), "nesterov needs momentum"),
         (lambda: optim.sgd(0.1, 0.9, nesterov=True, form="paper"), "nesterov needs momentum"),
         (lambda: optim.sgd(0.1, form="caffe"), 'form must be "torch" or "paper"'),

@@ -49,10 +49,10 @@ class Train:
     lr: Annotated[float | None, _shown_as("F")] = None
     """Peak learning rate."""
     optimizer: recipes.OptimizerName | None = None
-    """SGD with momentum, or AdamW, which wants a much smaller rate and a larger decay; centralized: on gradients whose
-    mean over each unit is taken away, which starts faster and may blow up later."""
+    """SGD with momentum, or AdamW, which wants a much smaller rate and a larger decay; muon: orthogonalised momentum
+    for all convolutions but the first, AdamW at a twentieth of the rate for the rest."""
     momentum: Annotated[float | None, _shown_as("F")] = None
-    """Momentum of the velocity, or AdamW's b1."""
+    """Momentum of the velocity, and AdamW's b1."""
     weight_decay: Annotated[float | None, _shown_as("F")] = None
     """Decay added to the gradient, or AdamW's."""
     schedule: Literal["constant", "cosine", "linear", "step"] | None = None

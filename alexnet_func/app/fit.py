@@ -85,7 +85,7 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
 
     init_key, train_key, data_key = random.split(random.key(run.seed, run.device), 3)
     orders = functools.partial(_epoch_order, data_key.cpu(), count=count, batch_size=recipe.batch_size)
-    optimizer = recipes.optimizer(recipe, steps)
+    optimizer = recipes.optimizer(recipe, steps, run.precision)
     loss_fn = train.with_precision(functools.partial(losses.loss_fn, arch=network), run.precision)
     step = train.make_step(
         loss_fn, optimizer, grad_fn=parallel.grad_fn(loss_fn, reduction=run.reduction) if ranks > 1 else None

@@ -1,13 +1,17 @@
 """How each kind of data is trained, as data."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
+
 from alexnet_func import optim
+from alexnet_func.train import Precision
 
 Augmentation = Literal["shift", "shift-flip", "crop-flip", "resized-flip", "paper"]
 
-OptimizerName = Literal["sgd", "adamw", "centralized-adamw"]
+OptimizerName = Literal["sgd", "adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,7 @@ class Recipe:
 
     `augmentation`: "shift" by up to an eighth of the side, "shift-flip" with mirroring too, "crop-flip" a random crop
     of a larger image and mirroring, "paper" that and PCA colour noise, "resized-flip" a crop of random size and shape.
+    `optimizer`: "muon" is Muon for all convolutions but the first, and AdamW at a twentieth of `lr` for the rest.
     """
 
     arch: str
@@ -35,33 +40,53 @@ class Recipe:
 
 
 DIGITS = Recipe("alexnet_cifar", 15, 32, 0.02, 0.9, 5e-4, "cosine", "shift")
-CIFAR = Recipe("alexnet_cifar", 10, 64, 7e-4, 0.9, 0.05, "cosine", "shift-flip", optimizer="adamw")
+CIFAR = Recipe("alexnet_cifar", 8, 128, 0.02, 0.95, 0.005, "cosine", "shift-flip", optimizer="muon")
 PHOTOGRAPHS = Recipe("alexnet", 90, 128, 0.01, 0.9, 5e-4, "cosine", "crop-flip")
 
 # Krizhevsky et al. 2012, section 5, with the rate divided by ten three times over 90 epochs, at even distances.
 PAPER = Recipe("alexnet_2012", 90, 128, 0.01, 0.9, 5e-4, "step", "paper", form="paper")
 
+_INNER_KERNEL = re.compile(r"features\.[1-9]\d*\.weight")
+
 BY_DATA = {"digits": DIGITS, "cifar10": CIFAR, "cifar100": CIFAR, "imagenet": PHOTOGRAPHS}
 
 
-def optimizer(recipe: Recipe, steps_per_epoch: int) -> optim.Optimizer:
-    """The recipe's SGD or AdamW, whose b1 is its momentum, the latter on centralised gradients if so named.
+def optimizer(recipe: Recipe, steps_per_epoch: int, precision: Precision = "float32") -> optim.Optimizer:
+    """The recipe's optimiser; the momentum is also AdamW's b1. With `precision` "bf16" Muon multiplies in bfloat16.
 
     "cosine" and "linear" warm up for a tenth of the run, at most one epoch.
     """
+    decay = recipe.weight_decay
+    match recipe.optimizer:
+        case "sgd":
+            return optim.sgd(_schedule(recipe, recipe.lr, steps_per_epoch), recipe.momentum, decay, form=recipe.form)
+        case "adamw":
+            rate = _schedule(recipe, recipe.lr, steps_per_epoch)
+            return optim.adamw(rate, b1=recipe.momentum, weight_decay=decay)
+        case "muon":
+            dtype = torch.bfloat16 if precision == "bf16" else None
+            rates = [_schedule(recipe, lr, steps_per_epoch) for lr in (recipe.lr, recipe.lr / 20)]
+            return optim.partition(
+                lambda name: "muon" if _INNER_KERNEL.fullmatch(name) else "adamw",
+                {
+                    "muon": optim.muon(rates[0], recipe.momentum, decay, dtype=dtype),
+                    "adamw": optim.adamw(rates[1], b1=recipe.momentum, weight_decay=decay),
+                },
+            )
+
+
+def _schedule(recipe: Recipe, peak: float, steps_per_epoch: int) -> optim.Schedule:
     total = steps_per_epoch * recipe.epochs + 1
     warmup = min(steps_per_epoch, max(1, total // 10))
-    schedules = {
-        "constant": lambda: optim.constant(recipe.lr),
-        "cosine": lambda: optim.warmup_cosine(recipe.lr, warmup, total),
-        "linear": lambda: optim.warmup_linear(recipe.lr, warmup, total),
-        "step": lambda: optim.step_decay(recipe.lr, tuple(total * i // 4 for i in (1, 2, 3))),
-    }
-    rate = schedules[recipe.schedule]()
-    if recipe.optimizer != "sgd":
-        adamw = optim.adamw(rate, b1=recipe.momentum, weight_decay=recipe.weight_decay)
-        return optim.centralized(adamw) if recipe.optimizer == "centralized-adamw" else adamw
-    return optim.sgd(rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, form=recipe.form)
+    match recipe.schedule:
+        case "constant":
+            return optim.constant(peak)
+        case "cosine":
+            return optim.warmup_cosine(peak, warmup, total)
+        case "linear":
+            return optim.warmup_linear(peak, warmup, total)
+        case "step":
+            return optim.step_decay(peak, tuple(total * i // 4 for i in (1, 2, 3)))
 
 
 def choose(data: str, name: str | None = None, **changes: Any) -> Recipe:

@@ -86,8 +86,9 @@ def _written(path: Path, side: int, skip_bad: bool, job: _Job) -> dict[str, Any]
     target = path / job.file
     source = memory.fingerprint(job.files, side)
     try:
-        _, about = checkpoint.read(target)
+        _, about = checkpoint.mapped(target)
         if about.get("source") == source and (skip_bad or not about["unreadable"]):
+            shards.verify(target)
             return about
     except (FileNotFoundError, ValueError):
         pass  # nothing there, or not whole: it is written anew
@@ -104,7 +105,7 @@ def _written(path: Path, side: int, skip_bad: bool, job: _Job) -> dict[str, Any]
         "unreadable": [reason for reason in results if isinstance(reason, str)],
     }
     target.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(target, {"images": pixels, "labels": labels}, about)
+    checkpoint.write_mapped(target, {"images": pixels, "labels": labels}, about)
     return about
 
 

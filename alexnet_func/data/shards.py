@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int, Int64, UInt8
@@ -56,23 +56,20 @@ def read(shards: Shards, index: Int[Tensor, "n"]) -> UInt8[Tensor, "n 3 side sid
     for image, file, row in zip(images, shards.file[index].tolist(), shards.row[index].tolist(), strict=True):
         pixels, checksums = _mapped(shards.paths[file])
         image.copy_(pixels[row])
-        if zlib.crc32(image.numpy().data) != checksums[row]:
-            raise ValueError(
-                f"{shards.paths[file]} was altered: image {row} does not have its CRC-32; prepare it again"
-            )
+        _check_image(shards.paths[file], row, image, checksums)
     return images
 
 
 def batches(
     shards: Shards, orders: Iterable[Int[Tensor, "_"]], *, pin_memory: bool = False
 ) -> Iterator[tuple[Int[Tensor, "n"], UInt8[Tensor, "n 3 side side"]]]:
-    """For each tensor of indices those and the images, read two batches ahead by a thread. Errors as `read`."""
+    """For each tensor of indices those and the images, read by threads, two batches ahead. Errors as `read`."""
 
     def fetched(order: Tensor) -> tuple[Tensor, Tensor]:
         images = read(shards, order)
         return (order.pin_memory(), images.pin_memory()) if pin_memory else (order, images)
 
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(_AHEAD) as reader:
         waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
         for order in orders:
             waiting.append(reader.submit(fetched, order))
@@ -80,6 +77,24 @@ def batches(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def verify(path: Path) -> None:
+    """Reads all of one shard's file. Raises ValueError if any of it was altered."""
+    tensors, about = checkpoint.mapped(path)
+    _check_labels(path, tensors["labels"], about)
+    for row, image in enumerate(tensors["images"]):
+        _check_image(path, row, image, about["crc32"])
+
+
+def _check_labels(path: Path, labels: Tensor, about: dict[str, Any]) -> None:
+    if zlib.crc32(labels.numpy().data) != about["labels_crc32"]:
+        raise ValueError(f"{path} was altered: its labels do not have their CRC-32; prepare it again")
+
+
+def _check_image(path: Path, row: int, image: Tensor, checksums: list[int]) -> None:
+    if zlib.crc32(image.numpy().data) != checksums[row]:
+        raise ValueError(f"{path} was altered: image {row} does not have its CRC-32; prepare it again")
 
 
 def _open(path: Path, listed: list[dict], side: int) -> Shards:
@@ -90,8 +105,7 @@ def _open(path: Path, listed: list[dict], side: int) -> Shards:
         if about.get("count") != entry["count"]:
             raise ValueError(f"{file} is not the shard of {entry['count']} images that the manifest lists")
         labels.append(tensors["labels"].clone())
-        if zlib.crc32(labels[-1].numpy().data) != about["labels_crc32"]:
-            raise ValueError(f"{file} was altered: its labels do not have their CRC-32; prepare it again")
+        _check_labels(file, labels[-1], about)
         rows.append(torch.arange(entry["count"]))
     files = torch.arange(len(paths)).repeat_interleave(torch.tensor([len(part) for part in labels]))
     return Shards(paths, files, torch.cat(rows), torch.cat(labels), side)
