@@ -173,7 +173,7 @@ def orthogonalized(matrix: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
 def partition(label: Callable[[str], str], optimizers: dict[str, Optimizer]) -> Optimizer:
     """Each parameter by `optimizers[label(name)]`, as one optimiser: what `optax.partition` is to optax.
 
-    Raises KeyError for a label without an optimiser.
+    Raises ValueError for a label without an optimiser.
     """
 
     def part(tensors: Params, chosen: str) -> Params:
@@ -196,7 +196,7 @@ def partition(label: Callable[[str], str], optimizers: dict[str, Optimizer]) -> 
 
 def _check_labels(labels: set[str], optimizers: dict[str, Optimizer]) -> None:
     if unknown := labels - set(optimizers):
-        raise KeyError(f"no optimizer for the labels {', '.join(sorted(unknown))}; there are {', '.join(optimizers)}")
+        raise ValueError(f"no optimizer for the labels {', '.join(sorted(unknown))}; there are {', '.join(optimizers)}")
 
 
 def _merged(states: list[OptState]) -> OptState:
@@ -290,6 +290,8 @@ def _each(operation: str, tensors: Params, other: Params | float, **options: flo
 
     Where nothing traces or maps them this is one `torch._foreach_` call: on CUDA a launch or two for all.
     """
+    if not tensors:  # of which foreach makes an error
+        return {}
     others = [other[name] for name in tensors] if isinstance(other, dict) else [other] * len(tensors)
     values = list(tensors.values())
     if torch.compiler.is_compiling() or any(map(_is_wrapped, (*values, *others))):

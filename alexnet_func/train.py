@@ -61,9 +61,8 @@ def create_state(params: Params, optimizer: Optimizer, *, key: random.Key) -> Tr
     if not params:
         raise ValueError("params are empty")
     copies = {name: p.detach().clone() for name, p in params.items()}
-    opt_state = pytree.tree_map(
-        torch.clone, optimizer.init(copies)
-    )  # a slow average may start as the params themselves
+    # An average of the params may start as the params themselves, which a donated step would then write twice.
+    opt_state = pytree.tree_map(torch.clone, optimizer.init(copies))
     device = next(iter(copies.values())).device
     step = torch.zeros((), dtype=torch.int64, device=device)
     return TrainState(step, copies, opt_state, key.to(device, copy=True))

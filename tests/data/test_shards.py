@@ -73,6 +73,10 @@ def test_preparing_again_keeps_whole_shards_and_mends_others(folder, prepared):
     ]
     untouched = (prepared / "train/00000.safetensors").stat().st_mtime_ns
     (prepared / "train/00001.safetensors").write_bytes(before["train/00001.safetensors"][:-5])
+    for name, position in (("test/00000.safetensors", -1), ("test/00001.safetensors", -390)):  # of a pixel, of a label
+        altered = bytearray(before[name])
+        altered[position] ^= 1
+        (prepared / name).write_bytes(altered)
     (prepared / "test/00002.safetensors").unlink()
     (prepared / "manifest.json").unlink()
     prepare.prepare(datasets.load(str(folder)), prepared, side=8)
