@@ -1,4 +1,5 @@
-"""`python -m benchmarks.accuracy --data NAME|DIR`: trains once for each seed and tabulates the test accuracies.
+"""`python -m benchmarks.accuracy --data NAME|DIR`: trains once for each seed and tabulates the test accuracies, and the
+minutes after which they were reached.
 
 Runs `alexnet train` and `alexnet eval` as a user would; options it does not know go to `alexnet train`. Writes
 DIR/<device>/accuracy_<data>.md and .json, and the curves and first-layer kernels of the first seed beside them.
@@ -20,14 +21,20 @@ import torch
 
 from benchmarks import timing
 
+_MILESTONES = (0.83, 0.90, 0.91, 0.99)
+
 
 class Result(NamedTuple):
-    """Of one seed: test accuracies in 0..1, of the middle view and of the mean over views, and minutes of training."""
+    """Of one seed: test accuracies in 0..1, of the middle view and of the mean over views; minutes of the whole run.
+
+    `course` has for each epoch the minutes spent in training steps until then and the accuracy of the middle view.
+    """
 
     seed: int
     single: float
     averaged: float
     minutes: float
+    course: tuple[tuple[float, float], ...]
 
 
 def main() -> int:
@@ -49,8 +56,7 @@ def main() -> int:
     folder = options.out / options.device
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"accuracy_{name}.md").write_text(text)
-    metrics = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
-    entries = [{**result._asdict(), "epochs": epochs} for result, epochs in zip(results, metrics, strict=True)]
+    entries = [result._asdict() for result in results]
     (folder / f"accuracy_{name}.json").write_text(json.dumps(entries, indent=1) + "\n")
     for picture in ("curves", "filters"):
         shutil.copyfile(runs[0] / f"{picture}.png", folder / f"{picture}_{name}.png")
@@ -58,16 +64,39 @@ def main() -> int:
 
 
 def report(name: str, header: str, command: str, results: Sequence[Result]) -> str:
-    """Markdown: a row for each seed, then mean and standard deviation."""
+    """Markdown: a row for each seed, then mean and standard deviation; a column for each milestone that was reached."""
+    first = {seed: {m: _minutes_to(m, course) for m in _MILESTONES} for seed, *_, course in results}
+    reached = [m for m in _MILESTONES if any(minutes[m] for minutes in first.values())]
     lines = [f"# Test accuracy on {name}", "", f"Made by `{command}`.", "", header, ""]
-    lines += ["| seed | single view | mean over flips and crops | minutes |", "|---|---:|---:|---:|"]
-    lines += [f"| {r.seed} | {r.single:.2%} | {r.averaged:.2%} | {r.minutes:.1f} |" for r in results]
+    lines.append("Minutes are of the whole run, and of training alone until the accuracy of a single view was reached.")
+    headings = ["seed", "single view", "mean over flips and crops", "minutes", *(f"to {m:.0%}" for m in reached)]
+    lines += ["", f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
+    for r in results:
+        cells = [f"{r.single:.2%}", f"{r.averaged:.2%}", f"{r.minutes:.1f}", *(first[r.seed][m] for m in reached)]
+        lines.append(f"| {r.seed} | {' | '.join(cells)} |")
     columns = [[r.single for r in results], [r.averaged for r in results]]
     means = " | ".join(f"{statistics.mean(column):.2%}" for column in columns)
-    lines.append(f"| **mean** | {means} | {statistics.mean(r.minutes for r in results):.1f} |")
+    rest = " |" * len(reached)
+    lines.append(f"| **mean** | {means} | {statistics.mean(r.minutes for r in results):.1f} |{rest}")
     if len(results) > 1:
-        lines.append(f"| standard deviation | {' | '.join(f'{statistics.stdev(c):.2%}' for c in columns)} | |")
+        lines.append(f"| standard deviation | {' | '.join(f'{statistics.stdev(c):.2%}' for c in columns)} | |{rest}")
     return "\n".join(lines) + "\n"
+
+
+def _minutes_to(milestone: float, course: Sequence[tuple[float, float]]) -> str:
+    return next((f"{minutes:.1f}" for minutes, accuracy in course if accuracy >= milestone), "")
+
+
+def course(run: Path) -> tuple[tuple[float, float], ...]:
+    """`Result.course` of a run directory."""
+    images = json.loads((run / "config.json").read_text())["batch_size"]
+    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    points, minutes, before = [], 0.0, 0
+    for epoch in epochs:
+        minutes += (epoch["step"] - before) * images / epoch["images_per_second"] / 60
+        before = epoch["step"]
+        points.append((minutes, epoch["test_accuracy"]))
+    return tuple(points)
 
 
 def _result(seed: int, run: Path, options: argparse.Namespace, training: list[str]) -> Result:
@@ -76,7 +105,7 @@ def _result(seed: int, run: Path, options: argparse.Namespace, training: list[st
     _alexnet("train", *shared, "--seed", str(seed), "--out", str(run), *training)
     minutes = (time.perf_counter() - started) / 60
     single, averaged = (_alexnet("eval", str(run), *shared, *view) for view in ((), ("--ten-crop",)))
-    return Result(seed, single, averaged, minutes)
+    return Result(seed, single, averaged, minutes, course(run))
 
 
 def _alexnet(*arguments: str) -> float:

@@ -66,10 +66,22 @@ def test_the_ceilings_count_what_the_literature_counts():
 
 
 def test_accuracies_have_their_mean_and_standard_deviation():
-    results = [accuracy.Result(0, 0.8, 0.82, 20.0), accuracy.Result(1, 0.84, 0.86, 30.0)]
+    slow, fast = ((9.0, 0.5), (19.0, 0.82)), ((14.0, 0.84), (28.0, 0.83))
+    results = [accuracy.Result(0, 0.82, 0.82, 20.0, slow), accuracy.Result(1, 0.84, 0.86, 30.0, fast)]
     text = accuracy.report("d", "about", "command", results)
-    assert "| **mean** | 82.00% | 84.00% | 25.0 |" in text
-    assert "| standard deviation | 2.83% | 2.83% | |" in text
+    assert "| seed | single view | mean over flips and crops | minutes | to 83% |\n|---|---:|---:|---:|---:|" in text
+    assert "| 0 | 82.00% | 82.00% | 20.0 |  |" in text
+    assert "| 1 | 84.00% | 86.00% | 30.0 | 14.0 |" in text
+    assert "| **mean** | 83.00% | 84.00% | 25.0 | |" in text
+    assert "| standard deviation | 1.41% | 2.83% | | |" in text
+
+
+def test_the_course_of_a_run_counts_the_time_of_its_steps(tmp_path):
+    (tmp_path / "config.json").write_text('{"batch_size": 30}')
+    rows = [{"step": 10, "images_per_second": 5, "test_accuracy": 0.5}]
+    rows.append({"step": 20, "images_per_second": 10, "test_accuracy": 0.75})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert accuracy.course(tmp_path) == ((1.0, 0.5), (1.5, 0.75))
 
 
 @pytest.mark.slow
@@ -81,7 +93,7 @@ def test_the_accuracy_of_a_seed_is_what_training_and_evaluation_tell(tmp_path):
     folder = tmp_path / "results" / "cpu"
     entries = json.loads((folder / "accuracy_digits.json").read_text())
     assert len(entries) == 1
-    assert entries[0]["single"] == pytest.approx(entries[0]["epochs"][-1]["test_accuracy"], abs=1e-4)
+    assert entries[0]["single"] == pytest.approx(entries[0]["course"][-1][1], abs=1e-4)
     assert f"| 0 | {entries[0]['single']:.2%} |" in (folder / "accuracy_digits.md").read_text()
     assert (folder / "curves_digits.png").is_file()
     assert (folder / "filters_digits.png").is_file()

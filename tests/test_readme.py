@@ -110,6 +110,23 @@ def test_the_accuracy_table_is_made_by_options_of_alexnet_train(monkeypatch, cap
     assert "test accuracy" in capsys.readouterr().out
 
 
+def anchors(page):
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "SCALING.md"])
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", (README.parent / page).read_text())
+    inner = [link for link in links if not link.startswith("https://")]
+    assert inner
+    for link in inner:
+        path, _, anchor = link.partition("#")
+        target = README.parent / (path or page)
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target), link
+
+
 def test_make_targets_exist():
     makefile = (README.parent / "Makefile").read_text()
     named = set(re.findall(r"`?make (\w+)", README.read_text()))

@@ -105,7 +105,10 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
     console.print(f"{network.name} on {run.data}: {count} training and {len(test.labels)} test images, on {run.device}")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter), transient=True)
+    # In a notebook a refreshing thread would now and then swallow a line that is printed at the same moment.
+    by_hand = console.is_jupyter
+    hidden = not (console.is_terminal or console.is_jupyter)
+    bar = Progress(*columns, console=console, disable=hidden, transient=True, auto_refresh=not by_hand)
     with bar, _interrupt_flag() as interrupted:
         task = bar.add_task("training", total=steps * recipe.epochs, completed=done, batch_size=recipe.batch_size)
         saved_at = time.monotonic()
@@ -125,7 +128,7 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
                 state, metrics = step(state, (prepare(augment_key, index, pixels), images.labels[index]))
                 total += metrics["loss"]
                 done += 1
-                bar.advance(task)
+                bar.update(task, advance=1, refresh=by_hand)
                 due = time.monotonic() - saved_at > _SAVE_SECONDS
                 if out is not None and done % steps and (due or interrupted()):
                     runs.save(out, runs.Progress(state, float(total)), config)

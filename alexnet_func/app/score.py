@@ -20,8 +20,9 @@ def evaluate(
 ) -> train.Metrics:
     """Prints accuracy and loss on the test split, by class, and the confusion matrix of up to twenty classes.
 
-    With `ten_crop` probabilities are averaged over ten crops: Krizhevsky et al. 2012, section 4.1. Raises ValueError
-    where the data set has other classes than the network.
+    With `ten_crop` probabilities are averaged over ten crops: Krizhevsky et al. 2012, section 4.1; over the image and
+    its mirror image where a crop is the whole image. Raises ValueError where the data set has other classes than the
+    network.
     """
     dataset = datasets.load(data, root=root)
     check_classes(source, data, dataset.classes)
@@ -72,7 +73,12 @@ def predict(source: Model, paths: list[str], *, device: torch.device, console: C
 def _views(test: inputs.Source, source: Model, ten_crop: bool) -> Iterator[tuple[Tensor, Tensor]]:
     size = source.arch.image_size
     for index, pixels in test.fetch(torch.arange(len(test.labels)).split(64)):
-        crops = augment.ten_crop(pixels, size) if ten_crop else augment.center_crop(pixels, size)[:, None]
+        if not ten_crop:
+            crops = augment.center_crop(pixels, size)[:, None]
+        elif pixels.shape[-1] > size:
+            crops = augment.ten_crop(pixels, size)
+        else:  # five times the same crop, and its mirror image
+            crops = torch.stack([pixels, pixels.flip(-1)], 1)
         yield augment.normalize(augment.to_float(crops), source.mean, source.std), test.labels[index]
 
 

@@ -39,7 +39,8 @@ def prepare(
     A shard appears whole or not at all, the manifest after all of them. A shard that is there and whole, of the same
     files (by path, size and time of change), is kept, so a call that was killed is made good by the same call.
 
-    `workers` threads (None: one a processor) write a shard each; `track(items, total)` may follow them. Raises
+    `workers` threads (None: one a processor and one more, as some always wait for the disk) make a shard each;
+    `track(items, total)` may follow them. Raises
     ValueError for an unreadable image, unless `skip_bad` leaves those out, for a split of such alone, and for a data
     set that is in memory already; OSError, which names the file, where one cannot be written.
     """
@@ -47,7 +48,7 @@ def prepare(
         raise ValueError(f"workers must be at least 1, got {workers}")
     jobs = [job for name in ("train", "test") for job in _jobs(name, getattr(dataset, name))]
     write = partial(_written, path, side, skip_bad)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or (os.cpu_count() or 1) + 1) as pool:
         results = pool.map(write, jobs)
         try:
             written = list(track(results, len(jobs)))
