@@ -27,7 +27,7 @@ from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.losses import Batch
 from alexnet_func.model import Params
 from alexnet_func.optim import Optimizer, OptState, Updated
-from alexnet_func.train import GradFn, Loss
+from alexnet_func.train import GradFn, Loss, in_precision_of
 
 Keys = Int32[Tensor, "*m 2"]
 
@@ -120,7 +120,7 @@ def grad_fn(loss_fn: Loss, *, chunk_size: int | None = None) -> GradFn:
         grads, losses = vmap(one, in_dims=in_dims, chunk_size=chunk_size)(stacked, batch, keys)
         return grads, {"loss": losses.mean(), "losses": losses}
 
-    return gradients
+    return in_precision_of(loss_fn, gradients)
 
 
 def optimizer(make: Callable[[Tensor], Optimizer], rates: Float[Tensor, "m"]) -> Optimizer:

@@ -72,6 +72,8 @@ def _exchange(graph: fx.Graph) -> None:
             (a, b), bias = args, None
         elif node.target is aten.addmm.default and not node.kwargs and args[0].meta["val"].dim() == 1:
             bias, a, b = args
+            if bias.meta["val"].shape[0] != b.meta["val"].shape[1]:  # one number for all columns
+                continue
         else:
             continue
         if _is_faster(a.meta["val"], b.meta["val"]):

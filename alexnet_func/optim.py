@@ -181,11 +181,14 @@ def partition(label: Callable[[str], str], optimizers: dict[str, Optimizer]) -> 
 
     def init(params: Params) -> OptState:
         _check_labels({label(name) for name in params}, optimizers)
-        return _merged([optimizer.init(part(params, chosen)) for chosen, optimizer in optimizers.items()])
+        parts = {chosen: part(params, chosen) for chosen in optimizers}
+        return _merged([optimizers[chosen].init(own) for chosen, own in parts.items() if own])
 
     def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
         parts = []
         for chosen, optimizer in optimizers.items():
+            if not part(params, chosen):
+                continue
             own = {moment: part(tensors, chosen) for moment, tensors in opt_state.items()}
             parts.append(optimizer.update(part(grads, chosen), own, part(params, chosen), step))
         updated = {name: p for new, _ in parts for name, p in new.items()}
@@ -290,8 +293,6 @@ def _each(operation: str, tensors: Params, other: Params | float, **options: flo
 
     Where nothing traces or maps them this is one `torch._foreach_` call: on CUDA a launch or two for all.
     """
-    if not tensors:  # of which foreach makes an error
-        return {}
     others = [other[name] for name in tensors] if isinstance(other, dict) else [other] * len(tensors)
     values = list(tensors.values())
     if torch.compiler.is_compiling() or any(map(_is_wrapped, (*values, *others))):

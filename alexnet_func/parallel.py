@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from alexnet_func import random
 from alexnet_func.losses import Batch
 from alexnet_func.model import Params
-from alexnet_func.train import GradFn, Loss, Metrics, metrics_of, totals
+from alexnet_func.train import GradFn, Loss, Metrics, in_precision_of, metrics_of, totals
 
 Reduction = Literal["bf16"]
 Tree = TypeVar("Tree")
@@ -80,7 +80,7 @@ def grad_fn(loss_fn: Loss, *, reduction: Reduction | None = None) -> GradFn:
         means = {name: s.to(g.dtype) / count.to(g.dtype) for (name, g), s in zip(grads.items(), sums, strict=True)}
         return means, {"loss": loss_sum / count}
 
-    return gradient
+    return in_precision_of(loss_fn, gradient)
 
 
 def evaluate(forward: Callable[[Params, Tensor], Tensor], params: Params, batches: Iterable[Batch]) -> Metrics:
@@ -108,7 +108,10 @@ def broadcast(tree: Tree) -> Tree:
 
 @contextmanager
 def first_rank_first() -> Iterator[None]:
-    """Rank 0 runs the block before the others do: it downloads or writes what they then find, for up to a day."""
+    """Rank 0 runs the block before the others do: it downloads or writes what they then find, for up to a day.
+
+    No rank leaves it before all have run it.
+    """
     if world_size() == 1:
         yield
         return
@@ -119,6 +122,7 @@ def first_rank_first() -> Iterator[None]:
     yield
     if rank() == 0:
         dist.barrier(waiting)
+    dist.barrier(waiting)
 
 
 @contextmanager

@@ -118,6 +118,12 @@ def with_precision(loss_fn: Loss, precision: Precision) -> Loss:
     return computed
 
 
+def in_precision_of(loss_fn: Loss, grad_fn: GradFn) -> GradFn:
+    """`grad_fn`, marked with what `with_precision` asked for `loss_fn`, which `grad_fn` differentiates."""
+    grad_fn.tf32 = _tf32_of(loss_fn)  # type: ignore[attr-defined]
+    return grad_fn
+
+
 def compile_step(step: Step, *, donate: bool = False, cudagraph: bool = False) -> Step:
     """`step` as one compiled graph of forward, backward and update; equal to the eager step to rounding.
 

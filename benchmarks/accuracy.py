@@ -38,10 +38,12 @@ class Result(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__, allow_abbrev=False)
     parser.add_argument("--data", default="cifar10", help="as for alexnet train")
     parser.add_argument("--seeds", type=int, default=3, help="trains with seeds 0 .. N-1")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--root", default="data", help="as for alexnet train")
+    parser.add_argument("--skip-bad-images", action="store_true", help="as for alexnet train")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run directories go")
     parser.add_argument("--out", type=Path, required=True)
     options, training = parser.parse_known_args()
@@ -100,7 +102,8 @@ def course(run: Path) -> tuple[tuple[float, float], ...]:
 
 
 def _result(seed: int, run: Path, options: argparse.Namespace, training: list[str]) -> Result:
-    shared = ["--data", options.data, "--device", options.device]
+    shared = ["--data", options.data, "--root", options.root, "--device", options.device]
+    shared += ["--skip-bad-images"] * options.skip_bad_images
     started = time.perf_counter()
     _alexnet("train", *shared, "--seed", str(seed), "--out", str(run), *training)
     minutes = (time.perf_counter() - started) / 60

@@ -85,6 +85,15 @@ def test_transforms_are_through_before_the_exchange():
             torch.testing.assert_close(found[name][i], g, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.compiled
+def test_a_bias_of_one_number_is_left_to_torch():
+    x, second = (af.random.normal(af.random.key(i), (32, 16)) for i in range(2))
+    bias = torch.tensor([3.0])
+    found, count = compiled_with(lambda b, x, w: torch.addmm(b, x, w.t()), bias, x, second)
+    assert count == 0
+    torch.testing.assert_close(found.double(), 3 + x.double() @ second.double().t(), rtol=1e-5, atol=1e-5)
+
+
 def test_compiled_steps_use_it_where_it_pays(monkeypatch):
     for pays in (True, False):
         monkeypatch.setattr(onednn, "pays", lambda pays=pays: pays)

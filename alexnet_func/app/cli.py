@@ -160,7 +160,7 @@ class Prepare:
     side: Annotated[int, _shown_as("PIXELS")] = 256
     """The shorter side is resized to this and the middle square kept, as the paper did."""
     workers: Annotated[int | None, _shown_as("N")] = None
-    """Threads that make a shard each; None: one a processor and one more."""
+    """Threads that decode; None: one a processor."""
     skip_bad_images: Flag = False
     """Leave unreadable images out instead of stopping."""
     debug: Flag = False

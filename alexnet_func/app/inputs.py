@@ -103,11 +103,15 @@ def _mapped(split: Shards, side: int, reading: Reading, name: str) -> Source:
 def _streams(count: int, side: int, reading: Reading) -> bool:
     if reading.stream is not None:
         return reading.stream
-    # torchrun says how many ranks share this machine.
-    memories = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))]
+    memories = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _ranks_here()]
     if reading.device.type == "cuda":
         memories.append(torch.cuda.get_device_properties(reading.device).total_memory)
     return 4 * count * 3 * side**2 > min(memories)
+
+
+def _ranks_here() -> int:
+    """How many of torchrun's ranks share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def _decoded(files: Files, side: int, reading: Reading, console: Console, name: str) -> memory.Decoded:
@@ -130,7 +134,7 @@ def follow(console: Console, what: str, items: Iterable, total: int) -> Iterable
 
 
 def _streamed(files: Files, side: int, reading: Reading, console: Console) -> Source:
-    chosen = (os.cpu_count() or 1) if len(files.paths) > _FEW else 0
+    chosen = max(1, (os.cpu_count() or 1) // _ranks_here()) if len(files.paths) > _FEW else 0
     workers = chosen if reading.workers is None else reading.workers
     unreadable: list[str] = []
 

@@ -1,5 +1,6 @@
 """Evaluation and prediction with a trained network, as `alexnet eval` and `alexnet predict` print them."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def evaluate(
     for crops, y in _views(test, source, ten_crop):
         with torch.no_grad():
             logits = model.forward(source.params, crops.flatten(0, 1), arch=source.arch)
-        views = logits.softmax(-1).unflatten(0, crops.shape[:2])
-        log_p.append(views.mean(1).log())
+        views = logits.log_softmax(-1).unflatten(0, crops.shape[:2])
+        log_p.append(views.logsumexp(1) - math.log(crops.shape[1]))
         labels.append(y)
     # The mean probabilities' logarithms are logits with the same softmax.
     result = train.evaluate(lambda _, x: x, {}, [(torch.cat(log_p), torch.cat(labels))])

@@ -30,7 +30,7 @@ def read(path: Path, side: int) -> UInt8[Tensor, "3 side side"]:
         image = _decoded(path.read_bytes())
     except UnidentifiedImageError as error:  # whose own words name an address in memory
         raise ValueError(f"{path} is not a readable image: it begins as none of the formats known") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError, RuntimeError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, RuntimeError) as error:
         raise ValueError(f"{path} is not a readable image: {error}") from error
     scale = side / min(image.shape[1:])
     if scale != 1:

@@ -27,15 +27,35 @@ class Decoded(NamedTuple):
 
 
 def decode(files: Files, side: int, *, skip_bad: bool = False, track: Track = lambda items, total: items) -> Decoded:
-    """Every image as `images.read` cuts it to `side` x `side`, in parallel; `track(items, total)` may follow them.
+    """`read`, of which something must be readable.
 
     Raises ValueError with the path of the first unreadable file, or with `skip_bad` if none is readable.
+    """
+    decoded = read(files, side, skip_bad=skip_bad, track=track)
+    if not len(decoded.split.labels):
+        raise ValueError(f"none of {len(files.paths)} images is readable: {decoded.unreadable[0]}")
+    return decoded
+
+
+def read(
+    files: Files,
+    side: int,
+    *,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    track: Track = lambda items, total: items,
+) -> Decoded:
+    """Every image as `images.read` cuts it to `side` x `side`, by `workers` threads (None: one a processor).
+
+    `track(items, total)` may follow them. Raises ValueError with the path of the first unreadable file, unless
+    `skip_bad` leaves those out.
     """
     count = len(files.paths)
     pixels = torch.empty(count, 3, side, side, dtype=torch.uint8)
     kept: list[int] = []
     unreadable: list[str] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    try:
         results = pool.map(partial(images.read_or_reason, side=side), files.paths)
         for i, result in enumerate(track(results, count)):
             if isinstance(result, Tensor):
@@ -44,10 +64,9 @@ def decode(files: Files, side: int, *, skip_bad: bool = False, track: Track = la
             elif skip_bad:
                 unreadable.append(result)
             else:
-                pool.shutdown(cancel_futures=True)
                 raise ValueError(result)
-    if not kept:
-        raise ValueError(f"none of {count} images is readable: {unreadable[0]}")
+    finally:
+        pool.shutdown(cancel_futures=True)
     return Decoded(Split(pixels[: len(kept)], files.labels[kept]), tuple(unreadable))
 
 

@@ -7,7 +7,6 @@ A data set is a directory with `manifest.json` and, for each split, files of up 
 `checkpoint` writes them. Reading copies bytes from the page cache; each image's CRC-32 is checked as it is read.
 """
 
-import functools
 import json
 import zlib
 from collections import deque
@@ -27,9 +26,15 @@ _AHEAD = 2  # batches
 
 
 class Shards(NamedTuple):
-    """N images of `side` x `side`: where each lies, as the number of its file and its row there, and its label."""
+    """N images of `side` x `side`: where each lies, as the number of its file and its row there, and its label.
+
+    Every file's pixels, mapped, and its images' CRC-32 are of the file that the labels were read from, even if another
+    has taken its place since.
+    """
 
     paths: tuple[Path, ...]
+    pixels: tuple[UInt8[Tensor, "_ 3 side side"], ...]
+    checksums: tuple[list[int], ...]
     file: Int64[Tensor, "n"]
     row: Int64[Tensor, "n"]
     labels: Int64[Tensor, "n"]
@@ -54,9 +59,8 @@ def read(shards: Shards, index: Int[Tensor, "n"]) -> UInt8[Tensor, "n 3 side sid
     """Those images. Raises ValueError, naming file and row, for one whose bytes are not those that were written."""
     images = torch.empty(len(index), 3, shards.side, shards.side, dtype=torch.uint8)
     for image, file, row in zip(images, shards.file[index].tolist(), shards.row[index].tolist(), strict=True):
-        pixels, checksums = _mapped(shards.paths[file])
-        image.copy_(pixels[row])
-        _check_image(shards.paths[file], row, image, checksums)
+        image.copy_(shards.pixels[file][row])
+        _check_image(shards.paths[file], row, image, shards.checksums[file])
     return images
 
 
@@ -99,7 +103,7 @@ def _check_image(path: Path, row: int, image: Tensor, checksums: list[int]) -> N
 
 def _open(path: Path, listed: list[dict], side: int) -> Shards:
     paths = tuple(path / entry["file"] for entry in listed)
-    labels, rows = [], []
+    labels, rows, pixels, checksums = [], [], [], []
     for file, entry in zip(paths, listed, strict=True):
         tensors, about = checkpoint.mapped(file)
         if about.get("count") != entry["count"]:
@@ -107,11 +111,7 @@ def _open(path: Path, listed: list[dict], side: int) -> Shards:
         labels.append(tensors["labels"].clone())
         _check_labels(file, labels[-1], about)
         rows.append(torch.arange(entry["count"]))
+        pixels.append(tensors["images"])
+        checksums.append(about["crc32"])
     files = torch.arange(len(paths)).repeat_interleave(torch.tensor([len(part) for part in labels]))
-    return Shards(paths, files, torch.cat(rows), torch.cat(labels), side)
-
-
-@functools.cache
-def _mapped(path: Path) -> tuple[Tensor, list[int]]:
-    tensors, about = checkpoint.mapped(path)
-    return tensors["images"], about["crc32"]
+    return Shards(paths, tuple(pixels), tuple(checksums), files, torch.cat(rows), torch.cat(labels), side)

@@ -22,3 +22,15 @@ def test_probabilities_are_averaged_over_the_papers_ten_crops(monkeypatch, capsy
     reading = inputs.Reading(torch.device("cpu"), skip_bad=False)
     found = score.evaluate(source, "digits", "data", ten_crop=True, reading=reading, console=Console())
     assert list(found) == pytest.approx(list(expected), rel=1e-5)
+
+
+def test_a_class_that_all_views_give_no_probability_has_a_finite_loss(monkeypatch):
+    arch = TINY.replace(image_size=32, num_classes=10)
+    params = af.init(af.random.key(0), arch)
+    last = list(params)[-1]
+    params[last] = torch.tensor([200.0] + 9 * [0.0])
+    source = runs.Model(arch, params, (0.3,) * 3, (0.4,) * 3, None)
+    monkeypatch.setattr(inputs, "stored_side", lambda _: 32)
+    reading = inputs.Reading(torch.device("cpu"), skip_bad=False)
+    found = score.evaluate(source, "digits", "data", ten_crop=True, reading=reading, console=Console())
+    assert found.loss == pytest.approx(200 * 0.9, rel=0.05)

@@ -84,6 +84,25 @@ def test_preparing_again_keeps_whole_shards_and_mends_others(folder, prepared):
     assert (prepared / "train/00000.safetensors").stat().st_mtime_ns == untouched
 
 
+def test_what_was_loaded_before_keeps_its_images_and_labels(folder, prepared):
+    split = datasets.load(str(prepared)).train
+    before = shards.read(split, torch.arange(6))
+    time.sleep(0.01)
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "train/a/0.png")
+    prepare.prepare(datasets.load(str(folder)), prepared, side=8)
+    assert torch.equal(shards.read(split, torch.arange(6)), before)
+    assert not torch.equal(shards.read(datasets.load(str(prepared)).train, torch.arange(6)), before)
+
+
+def test_shards_of_two_preparations_are_never_listed_together(folder, prepared):
+    time.sleep(0.01)
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "train/a/0.png")
+    (folder / "train/b/0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"b/0\.png"):
+        prepare.prepare(datasets.load(str(folder)), prepared, side=8)
+    assert not (prepared / "manifest.json").exists()
+
+
 def test_a_changed_image_is_prepared_anew(folder, prepared):
     time.sleep(0.01)
     Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "train/a/0.png")
@@ -163,7 +182,6 @@ def test_an_altered_image_or_label_is_told_when_it_is_read(prepared):
     at = {name: 8 + header + described[name]["data_offsets"][0] for name in ("images", "labels")}
     content[at["images"]] ^= 1
     shard.write_bytes(content)
-    shards._mapped.cache_clear()
     split = datasets.load(str(prepared)).train
     shards.read(split, torch.tensor([0, 1, 3, 4, 5]))
     with pytest.raises(ValueError, match=r"00001\.safetensors was altered: image 0"):
