@@ -69,8 +69,7 @@ def main() -> int:
 
 
 def _answer(name: str, options: argparse.Namespace) -> int:
-    # Gigabytes of gradients from several rivals would pile up.
-    kept = name != "per_sample_gradients" and allocator.keep_freed_memory()
+    kept = allocator.keep_freed_memory()
     header = timing.header(options.device) + f"; freed memory {'kept' if kept else 'returned to the system'}"
     if name in ("forward", "train_step"):
         header += "; " + ceilings.describe(ceilings.measure(options.device))
