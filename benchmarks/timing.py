@@ -74,7 +74,8 @@ def header(device: str = "cpu") -> str:
     """What a figure depends on: versions, device, threads, and the variables that change allocation or kernels."""
     variables = ("THP_MEM_ALLOC_ENABLE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     environment = ", ".join(f"{name}={os.environ[name]}" for name in variables if name in os.environ) or "default"
-    chip = torch.cuda.get_device_name() if device == "cuda" else processor()
+    on_cpu = f"{processor()} with {torch.backends.cpu.get_cpu_capability()}"
+    chip = torch.cuda.get_device_name() if device == "cuda" else on_cpu
     products = "oneDNN" if device == "cpu" and onednn.pays() else "torch's own route"
     return (
         f"torch {torch.__version__}, Python {platform.python_version()}, {chip}, "
