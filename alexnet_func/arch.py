@@ -76,6 +76,13 @@ class Arch:
                     raise ValueError(f"{section} of {self.name} may not hold {layer!r}")
         place(self, _native_shape(self))
 
+    def __repr__(self) -> str:
+        # The layers of a default argument would fill a screen of `help`.
+        return self.name.upper() if _VARIANTS.get(self.name) == self else str(self)
+
+    def __str__(self) -> str:
+        return f"Arch({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in fields(self))})"
+
     def replace(self, **changes: Any) -> "Arch":
         """A copy with some fields changed, for example `ALEXNET.replace(num_classes=10)`."""
         return _replace(self, **changes)

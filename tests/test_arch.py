@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import pytest
@@ -57,6 +58,14 @@ def test_the_papers_feature_maps_are_55_27_13_6():
     assert list(dict.fromkeys(sides)) == [55, 27, 13, 6]
     sides = [at.out_shape[1] for at in af.arch.place(CAFFENET, (3, 227, 227)) if len(at.out_shape) == 3]
     assert list(dict.fromkeys(sides)) == [55, 27, 13, 6]
+
+
+def test_a_named_network_is_shown_by_its_name_and_others_by_their_layers():
+    assert [repr(arch) for arch in (ALEXNET, CAFFENET)] == ["ALEXNET", "CAFFENET"]
+    assert str(inspect.signature(af.forward).parameters["arch"]).endswith("= ALEXNET")
+    other = ALEXNET.replace(num_classes=7)
+    assert repr(other) == str(other)
+    assert eval(str(other), vars(af.arch) | vars(af.layers)) == other
 
 
 def test_replace_changes_the_last_layer_alone():
