@@ -26,6 +26,11 @@ from alexnet_func.losses import Batch
 from alexnet_func.model import Params
 from alexnet_func.train import GradFn, Loss, Metrics, in_precision_of, metrics_of, totals
 
+if dist.is_available():
+    # torch.func.grad imports this, and the defaults of its functions keep the process group of that moment. Kept beyond
+    # its destruction, its threads may let go of a tensor while Python ends, which aborts the process.
+    import torch.distributed.nn.functional
+
 Reduction = Literal["bf16"]
 Tree = TypeVar("Tree")
 

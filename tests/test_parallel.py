@@ -1,5 +1,8 @@
 import functools
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,6 +124,28 @@ def test_a_reduction_in_bfloat16_rounds_the_gradients_alone(alone, together):
 def test_evaluation_counts_every_ranks_examples(together):
     assert together[3].count == 11
     assert list(together[3]) == pytest.approx(list(measured()), rel=1e-7)  # accuracies are float32 means
+
+
+THREADS_LEFT = """
+import os, sys
+import torch.distributed as dist
+from alexnet_func import parallel
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+import torch
+torch.func.grad(torch.sum)(torch.ones(2))
+dist.all_reduce(torch.ones(2))
+tasks = "/proc/self/task"
+running = lambda: [name for name in (open(f"{tasks}/{t}/comm").read() for t in os.listdir(tasks)) if "gloo" in name]
+assert running()
+dist.destroy_process_group()
+print(len(running()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed by Linux")
+def test_a_destroyed_group_leaves_no_thread(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", THREADS_LEFT, str(tmp_path / "meeting")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "0\n"
 
 
 def test_a_broadcast_brings_rank_zeros_tensors(together):
