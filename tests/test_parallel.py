@@ -156,6 +156,8 @@ def test_a_broadcast_brings_rank_zeros_tensors(together):
 @pytest.mark.parametrize("world", [8, 64])
 def test_many_simulated_ranks_share_one_gradient(world):
     threaded = pytest.importorskip("torch.testing._internal.distributed.multi_threaded_pg")
+    if not hasattr(threaded.ThreadLocalWorld, "comms"):
+        pytest.skip("the simulated ranks of torch 2.11 cannot be ended")
     params, key = af.init(random.key(1), TINY, dtype=torch.float64), random.key(2)
     x, y = images(TINY, 64, torch.float64)
     found = {}
