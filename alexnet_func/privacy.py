@@ -22,7 +22,7 @@ from torch import Tensor
 from alexnet_func import per_sample, random
 from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.model import Params
-from alexnet_func.train import GradFn
+from alexnet_func.train import GradFn, in_precision_of
 
 
 def dp_grad_fn(
@@ -80,7 +80,7 @@ def dp_grad_fn(
         }
         return grads, metrics
 
-    return private
+    return in_precision_of(loss_fn, private)
 
 
 def poisson_sample(

@@ -118,7 +118,7 @@ def with_precision(loss_fn: Loss, precision: Precision) -> Loss:
     return computed
 
 
-def in_precision_of(loss_fn: Loss, grad_fn: GradFn) -> GradFn:
+def in_precision_of(loss_fn: Callable | None, grad_fn: GradFn) -> GradFn:
     """`grad_fn`, marked with what `with_precision` asked for `loss_fn`, which `grad_fn` differentiates."""
     grad_fn.tf32 = _tf32_of(loss_fn)  # type: ignore[attr-defined]
     return grad_fn

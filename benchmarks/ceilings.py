@@ -44,18 +44,19 @@ def _measure(device: str, dtype: torch.dtype) -> Ceilings:
     x_last, w_last = (t.to(memory_format=torch.channels_last) for t in (x, w))
     source = torch.rand(64 << 20, device=device)
     target = torch.empty_like(source)
-    exchanged = device == "cpu" and dtype == torch.float32 and onednn.pays()
     calls = {
         "matmul": lambda: a @ b,
-        "matmul, compiled": lambda: torch.ops.alexnet_func.onednn_mm(a, b, None) if exchanged else a @ b,
         "convolution": lambda: F.conv2d(x, w, padding=1),
         "convolution, channels_last": lambda: F.conv2d(x_last, w_last, padding=1),
         "copy": lambda: target.copy_(source),
     }
+    if device == "cpu" and dtype == torch.float32 and onednn.pays():
+        calls["matmul, oneDNN"] = lambda: torch.ops.alexnet_func.onednn_mm(a, b, None)
     best = {name: timed.best for name, timed in timing.interleaved(calls, device=device).items()}
-    matmul = side**3 / min(best["matmul"], best["matmul, compiled"])
-    convolution = x.numel() * 256 * 9 / min(best["convolution"], best["convolution, channels_last"])
-    return Ceilings(matmul, convolution, 2 * source.nbytes / best["copy"])
+    matmul, convolution = (
+        min(seconds for name, seconds in best.items() if name.startswith(kind)) for kind in ("matmul", "convolution")
+    )
+    return Ceilings(side**3 / matmul, x.numel() * 256 * 9 / convolution, 2 * source.nbytes / best["copy"])
 
 
 def describe(ceilings: Ceilings) -> str:

@@ -195,7 +195,8 @@ def test_an_opt_state_that_starts_as_the_params_shares_nothing_with_them(key):
 def test_a_partial_of_a_loss_keeps_its_precision(key):
     low = functools.partial(train.with_precision(af.loss_fn, "tf32"), arch=TINY)
     assert train._tf32_of(low) is True
-    for grad_fn in (af.ensemble.grad_fn(low), af.parallel.grad_fn(low)):
+    private = af.privacy.dp_grad_fn(1.0, 1.0, 2.0, loss_fn=low)
+    for grad_fn in (af.ensemble.grad_fn(low), af.parallel.grad_fn(low), private):
         assert train._tf32_of(grad_fn) is True
 
 
