@@ -1,131 +1,234 @@
-"""Explicit randomness: `jax.random`'s default generator in plain tensor operations.
+"""Explicit randomness: `jax.random`'s default generator and its distributions in plain tensor operations.
 
 A key is an int32 tensor of shape [2] that holds the bit pattern of `jax.random.key_data`. The
 same key always gives the same bits, on CPU and CUDA, eagerly, under `torch.func.vmap` over
 keys and inside `torch.compile(fullgraph=True)`; nothing here reads or moves a global generator.
 
-Bits, splits, folds, uniforms, bernoullis, integers and permutations equal JAX's (threefry2x32,
-partitionable, 32-bit mode) bit for bit. Normals differ from JAX's by at most 3e-5, the error of
-JAX's own float32 inverse error function; ours are within 1e-6 of the exact value.
+Names, arguments and their order are JAX's; floats are float32 and integers int32, so there is no `dtype`. Where JAX
+computes in integers, or in float32 without transcendental functions, the result is its own bit for bit (threefry2x32,
+partitionable, 32-bit mode, JAX 0.10 on a CPU): keys, splits, folds, bits, uniforms, bernoullis, integers, permutations
+and choices. What the others keep to instead, each says. A shape may be a bare integer. Draws differentiate by their
+floating tensor arguments, forward and reverse.
 
-Sources: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011) for
-the cipher; JAX's "JEP 9263: typed keys" for the design of keys.
+Source: JAX's "JEP 9263: typed keys" for the design of keys; `threefry` names that of the cipher.
 """
 
 import math
-import operator
+import numbers
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int, Int32
+from jaxtyping import Bool, Float, Float32, Int32, Integer, Real, Shaped
 from torch import Tensor
 
-Key = Int32[Tensor, "2"]
-
-_ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
-_PARITY = 0x1BD11BDA
-# Temporaries of this many words stay in the cache: measured ten times faster on a CPU than one pass
-# over ten million. A compiler fuses the rounds and a GPU wants few launches: neither chunks.
-_EAGER_CHUNK = 1 << 18
-
-
-def key(seed: int, device: torch.device | str | None = None) -> Key:
-    """The key of a seed, as `jax.random.key(seed)` makes it: the words `[0, seed]`.
-
-    Raises ValueError for a seed outside [0, 2^32).
-    """
-    return torch.tensor([0, _as_int32("seed", seed)], dtype=torch.int32, device=device)
+from alexnet_func import distributions
+from alexnet_func.threefry import Key, Shape, as_shape, check_key, draw, generate, split_each
+from alexnet_func.threefry import bits as bits
+from alexnet_func.threefry import clone as clone
+from alexnet_func.threefry import fold_in as fold_in
+from alexnet_func.threefry import key as key
+from alexnet_func.threefry import key_data as key_data
+from alexnet_func.threefry import split as split
+from alexnet_func.threefry import threefry2x32 as threefry2x32
+from alexnet_func.threefry import wrap_key_data as wrap_key_data
 
 
-def split(key: Key, num: int = 2) -> Int32[Tensor, "num 2"]:
-    """`num` independent keys, one a row. Row i does not depend on `num`: it is `fold_in(key, i)`."""
-    check_key(key)
-    if num < 0:
-        raise ValueError(f"num must not be negative, got {num}")
-    return _split(key, num)
+def uniform(
+    key: Key,
+    shape: Shape = (),
+    minval: float | int | Real[Tensor, "*#shape"] = 0.0,
+    maxval: float | int | Real[Tensor, "*#shape"] = 1.0,
+) -> Float32[Tensor, "*shape"]:
+    """Uniform on [minval, maxval), and minval where maxval is no larger: equal to JAX's bit for bit.
 
+    On [0, 1) these are the upper 23 bits of `bits`, in steps of 2^-23. Elsewhere u * (maxval - minval) + minval is
+    rounded once, as XLA contracts it to a fused multiply-add, under `jax.jit` or not (`jax.disable_jit` rounds twice);
+    rounding may give maxval itself. XLA flushes subnormal numbers to zero, and we do not.
 
-def fold_in(key: Key, data: int | Int[Tensor, ""]) -> Key:
-    """A key derived from `key` and one integer, for example a step or an example's index.
-
-    A tensor is taken modulo 2^32; its range is not checked, since that would synchronise a GPU.
-    Raises ValueError for a Python integer outside [0, 2^32).
+    Raises TypeError for bounds that are neither numbers nor real tensors, ValueError for those that do not broadcast
+    to `shape`.
     """
     check_key(key)
-    if isinstance(data, Tensor):
-        if data.dtype.is_floating_point or data.dim():
-            raise TypeError(f"data must be one integer, got {data.dtype} {list(data.shape)}; map over more with vmap")
-        word = data.to(torch.int32)
-    else:
-        word = torch.full((), _as_int32("data", data), dtype=torch.int32, device=key.device)
-    return torch.stack(threefry2x32(key[0], key[1], torch.zeros_like(word), word), -1)
+    dims = as_shape(shape)
+    if isinstance(minval, numbers.Real) and isinstance(maxval, numbers.Real) and (minval, maxval) == (0, 1):
+        return draw(key, dims, distributions.to_unit)
+    low, high = distributions.real("minval", minval, key, dims), distributions.real("maxval", maxval, key, dims)
+    return _within(key, dims, low, high, distributions.affine)
 
 
-def bits(key: Key, shape: Sequence[int] = ()) -> Int32[Tensor, "*shape"]:
-    """Uniform 32-bit patterns as int32, so values from 2^31 on appear negative."""
+def normal(key: Key, shape: Shape = ()) -> Float32[Tensor, "*shape"]:
+    """Standard normals, `sqrt(2) erfinv(u)` with u uniform on (-1, 1); at most 5.42 in size.
+
+    Within 1e-6, and on a CPU within 2 ulp, of the float64 value at JAX's uniforms. JAX's own normals differ by up to
+    3e-5 (5e-5 at the two ends), the error of its float32 inverse error function.
+    """
+    return draw(key, shape, distributions.to_normal)
+
+
+def truncated_normal(
+    key: Key,
+    lower: float | int | Real[Tensor, "*#shape"],
+    upper: float | int | Real[Tensor, "*#shape"],
+    shape: Shape | None = None,
+) -> Float32[Tensor, "*shape"]:
+    """Standard normals given that they lie in the open interval (lower, upper); `shape=None`: the bounds' own.
+
+    Within 2 ulp of the float64 inverse distribution function at JAX's uniforms, also in tails as far out as 37, where
+    JAX's float32 error function gives nothing but bounds from 5.5 on. As in JAX the lowest of the 2^23 uniforms gives
+    the number next to `lower`: -3.4e38 where that is infinite.
+
+    Raises TypeError and ValueError as `uniform`, and ValueError unless lower < upper; tensors are compared on a CPU
+    outside transforms alone.
+    """
     check_key(key)
-    return _draw(key, shape, lambda words: words)
+    dims = distributions.common_shape(lower=lower, upper=upper) if shape is None else as_shape(shape)
+    low, high = distributions.real("lower", lower, key, dims), distributions.real("upper", upper, key, dims)
+    distributions.check_order(lower, upper, low, high)
+    return _within(key, dims, low, high, distributions.truncate)
 
 
-def uniform(key: Key, shape: Sequence[int] = ()) -> Float32[Tensor, "*shape"]:
-    """Uniform on [0, 1) in steps of 2^-23: the upper 23 bits of `bits`."""
-    check_key(key)
-    return _draw(key, shape, _to_unit)
+def exponential(key: Key, shape: Shape = ()) -> Float32[Tensor, "*shape"]:
+    """Exponentials of rate 1, `-log(1 - u)`, at most 15.95: within 2 ulp of the float64 value at JAX's uniforms."""
+    return draw(key, shape, lambda words: -torch.log1p(-distributions.to_unit(words)))
 
 
-def normal(key: Key, shape: Sequence[int] = ()) -> Float32[Tensor, "*shape"]:
-    """Standard normals, `sqrt(2) erfinv(u)` with u uniform on (-1, 1); at most 5.42 in size."""
-    check_key(key)
-    return _draw(key, shape, _to_normal)
+def gumbel(key: Key, shape: Shape = ()) -> Float32[Tensor, "*shape"]:
+    """Standard Gumbels, `-log(-log(u))`, from -4.47 to 15.95: within 2 ulp of the float64 value at JAX's uniforms.
+
+    JAX's own float32 ones, of its default `mode="low"`, are within 1e-6 of these.
+    """
+    return draw(key, shape, distributions.to_gumbel)
 
 
 def bernoulli(
-    key: Key, p: float | Float[Tensor, "*#shape"] = 0.5, shape: Sequence[int] | None = None
+    key: Key, p: float | int | Real[Tensor, "*#shape"] = 0.5, shape: Shape | None = None
 ) -> Bool[Tensor, "*shape"]:
-    """True with probability p, where `uniform(key, shape) < p`; `shape=None` means the shape of p.
+    """True with probability p, where `uniform(key, shape) < p` in float32: equal to JAX's (`mode="low"`).
 
-    Raises ValueError for a Python number outside [0, 1] and for a tensor that does not broadcast to `shape`.
-    """
-    if not isinstance(p, Tensor):
-        if not 0 <= p <= 1:
-            raise ValueError(f"p must lie in [0, 1], got {p}")
-        return uniform(key, shape or ()) < p
-    shape = p.shape if shape is None else shape
-    if p.dim() > len(shape) or any(
-        have not in (1, want) for have, want in zip(p.shape[::-1], shape[::-1], strict=False)
-    ):
-        raise ValueError(f"p of shape {list(p.shape)} does not broadcast to shape {list(shape)}")
-    return uniform(key, shape) < p
-
-
-def randint(key: Key, shape: Sequence[int], minval: int, maxval: int) -> Int32[Tensor, "*shape"]:
-    """Integers on [minval, maxval), from two words each; biased by at most 2^-32, as in JAX.
-
-    Raises ValueError unless -2^31 <= minval < maxval < 2^31.
+    `shape=None` means the shape of p. Raises TypeError for a p that is neither a number nor a real tensor, ValueError
+    for a Python number outside [0, 1] and for a tensor that does not broadcast to `shape`.
     """
     check_key(key)
-    if not -(2**31) <= minval < maxval < 2**31:
-        raise ValueError(f"minval and maxval must satisfy -2^31 <= {minval} < {maxval} < 2^31")
-    span = maxval - minval
-    high, low = (bits(k, shape).to(torch.int64) & 0xFFFFFFFF for k in split(key).unbind())
+    dims = distributions.common_shape(p=p) if shape is None else as_shape(shape)
+    if isinstance(p, Tensor):
+        return uniform(key, dims) < distributions.real("p", p, key, dims)
+    distributions.check_real("p", p)
+    if not 0 <= p <= 1:
+        raise ValueError(f"p must lie in [0, 1], got {p}")
+    return uniform(key, dims) < float(p)
+
+
+def randint(
+    key: Key, shape: Shape, minval: int | Integer[Tensor, "*#shape"], maxval: int | Integer[Tensor, "*#shape"]
+) -> Int32[Tensor, "*shape"]:
+    """Integers on [minval, maxval), and minval where maxval is no larger: equal to JAX's, biased by at most 2^-32.
+
+    A maxval of 2^31, above which int32 ends, is reached in JAX by a uint32 array. Tensors are clamped to
+    -2^31 .. 2^31 - 1 and maxval to 2^31, as JAX clamps arrays. Raises ValueError for Python integers outside (JAX:
+    OverflowError) and for tensors that do not broadcast to `shape`, TypeError for bounds that are no integers.
+    """
+    check_key(key)
+    dims = as_shape(shape)
+    low = distributions.whole("minval", minval, key, dims, 2**31 - 1)
+    high = distributions.whole("maxval", maxval, key, dims, 2**31)
+    span = high - low
+    span = span.clamp(min=1) if isinstance(span, Tensor) else max(1, span)
+    upper, lower = (bits(k, dims).to(torch.int64) & 0xFFFFFFFF for k in split(key).unbind())
     # 2^32 mod span as JAX forms it, from the square of 2^16 mod span in 32-bit arithmetic.
     carry = ((65536 % span) ** 2 & 0xFFFFFFFF) % span
-    offset = ((high % span) * carry + low % span & 0xFFFFFFFF) % span
-    return (minval + offset).to(torch.int32)
+    offset = ((upper % span) * carry + lower % span & 0xFFFFFFFF) % span
+    return (low + offset).to(torch.int32)
 
 
-def permutation(key: Key, n: int) -> Int32[Tensor, "n"]:
-    """A uniform permutation of 0 .. n-1: rounds of a stable sort on random words, as in JAX."""
+def permutation(
+    key: Key, x: int | Shaped[Tensor, "..."], axis: int = 0, independent: bool = False
+) -> Shaped[Tensor, "..."]:
+    """A uniform permutation of 0 .. x-1, or of a tensor along an axis: equal to JAX's bit for bit.
+
+    Rounds of a stable sort on random words. A tensor's slices move as wholes, or with `independent` every vector along
+    `axis` by a permutation of its own. Raises ValueError for a negative x, an axis that x does not have and a key on
+    another device; TypeError for an x that is neither an integer nor a tensor with axes.
+    """
     check_key(key)
-    if n < 0:
-        raise ValueError(f"n must not be negative, got {n}")
-    order = torch.arange(n, dtype=torch.int32, device=key.device)
-    rounds = math.ceil(3 * math.log(max(1, n)) / math.log(2**32 - 1))
-    for _ in range(rounds):
-        key, sort_key = split(key).unbind()
-        unsigned = bits(sort_key, (n,)) ^ torch.iinfo(torch.int32).min
-        order = order[torch.sort(unsigned, stable=True).indices]
-    return order
+    if not isinstance(x, Tensor):
+        count = distributions.length("x", x, axis)
+        return _shuffle(key, torch.arange(count, dtype=torch.int32, device=key.device), 0)
+    axis = distributions.axis_of("x", x, axis, key)
+    if independent or x.dim() == 1:
+        return _shuffle(key, x, axis)
+    order = torch.arange(x.shape[axis], dtype=torch.int32, device=key.device)
+    return x.index_select(axis, _shuffle(key, order, 0))
+
+
+def choice(
+    key: Key,
+    a: int | Shaped[Tensor, "..."],
+    shape: Shape = (),
+    replace: bool = True,
+    p: Real[Tensor, "n"] | None = None,
+    axis: int = 0,
+) -> Shaped[Tensor, "..."]:
+    """Elements of 0 .. a-1, or of a tensor along an axis, drawn with or without replacement: `shape` of them.
+
+    The result of a tensor has `shape` in place of `axis` (JAX drops the other axes where nothing is drawn). `p` gives
+    weights, which need not sum to 1. Equal to JAX's bit for bit; with `p` and replacement to those of JAX on a CPU,
+    which sums in tiles of 16; with `p` and without replacement they are the largest of `gumbel + log(p)`, whose order
+    differs from JAX's only where two lie within its rounding.
+
+    Raises ValueError for an empty population, for more draws than it holds without replacement, for `p` of another
+    length and, on a CPU outside transforms, for weights that are negative, not finite, or too few of them positive.
+    """
+    check_key(key)
+    dims, count = as_shape(shape), math.prod(as_shape(shape))
+    if isinstance(a, Tensor):
+        axis = distributions.axis_of("a", a, axis, key)
+        n = a.shape[axis]
+    else:
+        n = distributions.length("a", a, axis)
+    if count > (n * count if replace else n):
+        how = "with" if replace else "without"
+        raise ValueError(f"a must hold enough for {count} draws {how} replacement, got {n} elements")
+    if p is not None:
+        distributions.check_weights(p, key, n, count, replace)
+        index = _weighted(key, p.to(torch.float32), dims, replace)
+    else:
+        index = randint(key, dims, 0, n) if replace else permutation(key, n)[:count].reshape(dims)
+    if not isinstance(a, Tensor):
+        return index
+    return a.index_select(axis, index.flatten()).reshape((*a.shape[:axis], *dims, *a.shape[axis + 1 :]))
+
+
+def categorical(
+    key: Key, logits: Float[Tensor, "..."], axis: int = -1, shape: Shape | None = None, replace: bool = True
+) -> Int32[Tensor, "*shape"]:
+    """Indices along `axis`, each with the probability that softmax gives its logit: the largest logit plus Gumbel.
+
+    `shape` ends in the other axes of the logits and draws anew for what stands before them; `replace=False` draws
+    different indices along those. Scores are float32 whatever the logits are, with the Gumbels of `gumbel`: an index
+    differs from JAX's only where the two largest scores lie within rounding of each other. Indices have no derivative.
+
+    Raises TypeError for logits that are no floating tensor, ValueError for an axis that is missing or empty, for a
+    shape that does not fit and, without replacement, for more draws than there are logits.
+    """
+    check_key(key)
+    if not isinstance(logits, Tensor) or not logits.dtype.is_floating_point:
+        raise TypeError(f"logits must be a floating tensor, got {distributions.given(logits)}")
+    axis = distributions.axis_of("logits", logits, axis, key)
+    n, batch = logits.shape[axis], (*logits.shape[:axis], *logits.shape[axis + 1 :])
+    if not n:
+        raise ValueError(f"logits must not be empty along axis {axis}, got {distributions.given(logits)}")
+    dims = batch if shape is None else as_shape(shape)
+    prefix, rest = dims[: len(dims) - len(batch)], dims[len(dims) - len(batch) :]
+    if not distributions.broadcasts(batch, dims) or not (replace or rest == batch):
+        raise ValueError(f"shape must end in {list(batch)}, the logits' other axes, got {list(dims)}")
+    logits = logits.to(torch.float32)
+    if replace:
+        scores = logits + gumbel(key, (*prefix, *rest[:axis], n, *rest[axis:]))
+        return scores.argmax(len(prefix) + axis).to(torch.int32)
+    if math.prod(prefix) > n:
+        raise ValueError(f"shape asks for {math.prod(prefix)} different indices, and there are {n} logits")
+    order = distributions.descending((logits + gumbel(key, logits.shape)).movedim(axis, -1))
+    return order[..., : math.prod(prefix)].movedim(-1, 0).reshape(dims)
 
 
 def uniform_segments(keys: Int32[Tensor, "*n 2"], sizes: Sequence[int]) -> Float32[Tensor, "*n total"]:
@@ -133,7 +236,7 @@ def uniform_segments(keys: Int32[Tensor, "*n 2"], sizes: Sequence[int]) -> Float
 
     Two passes of the cipher whatever the number of keys and sizes, so that a compiled graph holds it twice.
     """
-    derived = _split(keys, len(sizes))
+    derived = split_each(keys, len(sizes))
 
     def spread(words: Int32[Tensor, "*n m"]) -> Int32[Tensor, "*n total"]:
         columns = zip(words.unbind(-1), sizes, strict=True)
@@ -141,101 +244,31 @@ def uniform_segments(keys: Int32[Tensor, "*n 2"], sizes: Sequence[int]) -> Float
 
     counters = torch.cat([torch.arange(size, dtype=torch.int32, device=keys.device) for size in sizes])
     words = (spread(derived[..., 0]), spread(derived[..., 1]), torch.zeros_like(counters), counters)
-    return _generate(*words, lambda a, b: _to_unit(a ^ b))
+    return generate(*words, lambda a, b: distributions.to_unit(a ^ b))
 
 
-def threefry2x32(
-    k0: Int32[Tensor, "*#n"], k1: Int32[Tensor, "*#n"], x0: Int32[Tensor, "*#n"], x1: Int32[Tensor, "*#n"]
-) -> tuple[Int32[Tensor, "*n"], Int32[Tensor, "*n"]]:
-    """Threefry-2x32 with 20 rounds: encrypts the words (x0, x1) under the key (k0, k1).
-
-    All four broadcast. Source: Salmon et al. 2011, section 3.3 and the Random123 constants.
-    """
-    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
-    x1 = x1 + k1
-    x0 = x0 + k0 + x1  # has the shape and batch axes of all four: from here on in place
-    x1 = _rotate_left(x1, _ROTATIONS[0]) ^ x0
-    for i in range(1, 20):
-        x0 += x1
-        x1 = _rotate_left(x1, _ROTATIONS[i % 8]).bitwise_xor_(x0)
-        if i % 4 == 3:
-            group = i // 4 + 1
-            x0 += schedule[group % 3]
-            x1 += schedule[(group + 1) % 3] + group
-    return x0, x1
+def _within(
+    key: Tensor, shape: tuple[int, ...], low: Tensor, high: Tensor, place: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Uniforms, placed between bounds: scalars' chunk by chunk while the words are in the cache."""
+    if low.dim() == high.dim() == 0:
+        return draw(key, shape, lambda words: place(distributions.to_unit(words), low, high))
+    return place(draw(key, shape, distributions.to_unit), low, high)
 
 
-def check_key(key: object, rows: int | None = None) -> None:
-    """Raises TypeError or ValueError unless `key` is an int32 tensor [2], or, given `rows`, [rows, 2]."""
-    if not isinstance(key, Tensor) or key.dtype != torch.int32:
-        given = f"a {key.dtype} tensor" if isinstance(key, Tensor) else type(key).__name__
-        raise TypeError(f"key must be an int32 tensor from alexnet_func.random.key, got {given}")
-    accepted = [(2,)] if rows is None else [(2,), (rows, 2)]
-    if tuple(key.shape) not in accepted:
-        shapes = " or ".join(str(list(shape)) for shape in accepted)
-        raise ValueError(f"key must have shape {shapes}, got {list(key.shape)}; map over other axes with vmap")
+def _shuffle(key: Tensor, x: Tensor, axis: int) -> Tensor:
+    rounds = math.ceil(3 * math.log(max(1, x.numel())) / math.log(2**32 - 1))
+    for _ in range(rounds):
+        key, sort_key = split(key).unbind()
+        unsigned = bits(sort_key, x.shape) ^ torch.iinfo(torch.int32).min
+        x = x.gather(axis, unsigned.sort(dim=axis, stable=True).indices)
+    return x
 
 
-def _rotate_left(x: Tensor, count: int) -> Tensor:
-    # int32 shifts right arithmetically, hence the mask; x * 2^count wraps to a left shift, and
-    # adding in place with `alpha` saves three passes over memory.
-    wrapped = x >> (32 - count)
-    return wrapped.bitwise_and_((1 << count) - 1).add_(x, alpha=1 << count)
-
-
-def _to_unit(words: Tensor) -> Tensor:
-    return ((words >> 9) & 0x7FFFFF).to(torch.float32) * 2.0**-23
-
-
-def _to_normal(words: Tensor) -> Tensor:
-    lowest = -1 + 2.0**-24
-    return math.sqrt(2) * torch.erfinv((_to_unit(words) * 2 + lowest).clamp(min=lowest))
-
-
-def _split(keys: Tensor, num: int) -> Tensor:
-    # Row i of a key's split is fold_in(key, i): the partitionable generator encrypts the counter i.
-    counters = _counters(num, keys.device)
-    return _generate(keys[..., 0, None], keys[..., 1, None], *counters, lambda a, b: torch.stack((a, b), -1))
-
-
-def _draw(key: Tensor, shape: Sequence[int], emit: Callable[[Tensor], Tensor]) -> Tensor:
-    counters = _counters(math.prod(shape), key.device)
-    return _generate(key[0], key[1], *counters, lambda a, b: emit(a ^ b)).reshape(tuple(shape))
-
-
-def _counters(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The high and low words of 0 .. n-1."""
-    if n > 2**31:
-        return _words(torch.arange(n, device=device))
-    return torch.zeros((), dtype=torch.int32, device=device), torch.arange(n, dtype=torch.int32, device=device)
-
-
-def _words(index: Tensor) -> tuple[Tensor, Tensor]:
-    return (index >> 32).to(torch.int32), index.to(torch.int32)
-
-
-def _generate(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor, emit: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`emit(*threefry2x32(k0, k1, x0, x1))`, in cache-sized chunks of the first axis where that pays."""
-    operands = (k0, k1, x0, x1)
-    shape = torch.broadcast_shapes(*(t.shape for t in operands))
-    total = math.prod(shape)
-    if total <= _EAGER_CHUNK or k0.device.type != "cpu" or torch.compiler.is_compiling():
-        return emit(*threefry2x32(*operands))
-    rows = max(1, _EAGER_CHUNK * shape[0] // total)
-    starts = range(0, shape[0], rows)
-
-    def pieces(t: Tensor) -> Sequence[Tensor]:
-        whole = t.dim() < len(shape) or t.shape[0] == 1
-        return [t] * len(starts) if whole else t.split(rows)
-
-    return torch.cat([emit(*threefry2x32(*chunk)) for chunk in zip(*map(pieces, operands), strict=True)])
-
-
-def _as_int32(name: str, value: int) -> int:
-    try:
-        value = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
-    if not 0 <= value < 2**32:
-        raise ValueError(f"{name} must lie in [0, 2^32), got {value}")
-    return value - 2**32 if value >= 2**31 else value
+def _weighted(key: Tensor, weights: Tensor, shape: tuple[int, ...], replace: bool) -> Tensor:
+    """Indices of weights, each drawn with a probability in proportion to its own."""
+    if replace and len(weights):
+        sums = distributions.running_sums(weights)
+        return distributions.first_reaching(sums, sums[-1] * (1 - uniform(key, shape)))
+    order = distributions.descending(gumbel(key, weights.shape) + weights.log())
+    return order[: math.prod(shape)].reshape(shape)
