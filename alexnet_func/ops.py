@@ -3,11 +3,15 @@
 Each takes one example or a batch, and works under `torch.func` transforms and `torch.compile`.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from alexnet_func import tape
 from alexnet_func.arch import LRN
+from alexnet_func.checks import check_fraction
 
 
 def local_response_norm(x: Float[Tensor, "*n c h w"], layer: LRN) -> Float[Tensor, "*n c h w"]:
@@ -32,6 +36,16 @@ def dropout(x: Float[Tensor, "*s"], noise: Float32[Tensor, "*s"], rate: float) -
     `noise` is `random.uniform(key, x.shape)`, so what is kept is `random.bernoulli(key, 1 - rate, x.shape)`.
     Raises ValueError for a rate outside [0, 1).
     """
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout rate must lie in [0, 1), got {rate}")
+    check_fraction("dropout rate", rate)
     return (x / (1 - rate)).where(noise < 1 - rate, 0)
+
+
+def square_root(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """The square root, whose derivative at 0 counts as 0 and not as infinite, as that of a norm at zero may.
+
+    Where nobody differentiates or traces it is `x.sqrt()`, with the same bits.
+    """
+    if not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or tape.watched(x)):
+        return x.sqrt()
+    zero = x == 0
+    return x.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)

@@ -261,20 +261,154 @@ def test_a_compiled_update_beside_a_matmul_equals_the_eager_one(optimizer):
         (lambda: optim.sgd(0.1, momentum=-1), "momentum must not be negative"),
         (lambda: optim.muon(0.1, momentum=1.0), r"momentum must lie in \[0, 1\), got 1.0"),
         (
-            lambda: optim.partition(str, {"a": optim.sgd(0.1)}).init({"b": 0}),
+            lambda: optim.partition(str, {"a": optim.sgd(0.1)}).init({"b": torch.ones(1)}),
             "no optimizer for the labels b; there are",
         ),
         (lambda: optim.muon(0.1).init({"b": torch.zeros(3)}), "muon is for matrices and convolutions, not for b"),
         (lambda: optim.sgd(0.1, nesterov=True), "nesterov needs momentum"),
         (lambda: optim.sgd(0.1, 0.9, nesterov=True, form="paper"), "nesterov needs momentum"),
         (lambda: optim.sgd(0.1, form="caffe"), 'form must be "torch" or "paper"'),
-        (lambda: optim.adamw(0.1, b1=1.0), r"b1 and b2 must lie in \[0, 1\)"),
+        (lambda: optim.adamw(0.1, b1=1.0), r"b1 must lie in \[0, 1\), got 1.0"),
         (lambda: optim.warmup_cosine(0.1, 10, 10), "warmup_steps must lie in 0..total_steps-1"),
     ],
 )
 def test_wrong_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+EVERY = {
+    "sgd": optim.sgd(0.1, 0.9),
+    "sgd without momentum": optim.sgd(0.1),
+    "paper": optim.sgd(0.1, 0.9, form="paper"),
+    "adamw": optim.adamw(0.1),
+    "muon": optim.muon(0.1),
+    "clip": optim.chain(optim.clip_by_global_norm(1.0), optim.sgd(0.1)),
+    "decay": optim.chain(optim.add_decayed_weights(0.1), optim.sgd(0.1)),
+    "accumulate": optim.accumulate(optim.sgd(0.1), 2),
+    "averaged": optim.averaged(optim.sgd(0.1), 0.9),
+    "partition": optim.partition(lambda name: name, {"w": optim.sgd(0.1, 0.9)}),
+}
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("optimizer", EVERY.values(), ids=EVERY)
+def test_gradients_and_states_that_do_not_fit_are_refused(optimizer):
+    params, step = {"w": torch.ones(3, 2)}, torch.tensor(0)
+    state = optimizer.init(params)
+    with pytest.raises(ValueError, match=r"grads: w must be \[3, 2\], got \[2\]"):
+        optimizer.update({"w": torch.ones(2)}, state, params, step)
+    with pytest.raises(ValueError, match=r"grads: missing w \[3, 2\]; unexpected v"):
+        optimizer.update({"v": torch.ones(3, 2)}, state, params, step)
+    with pytest.raises(TypeError, match="grads must be a dict of tensors by name, got NoneType"):
+        optimizer.update(None, state, params, step)
+    with pytest.raises(ValueError, match="opt_state must be what this optimizer's init makes"):
+        optimizer.update(params, {"of another": params}, params, step)
+    for wrong in (None, [torch.ones(3, 2)], np.ones(3), torch.nn.Linear(2, 3)):
+        with pytest.raises(TypeError, match=f"params must be a dict of tensors by name, got {type(wrong).__name__}"):
+            optimizer.init(wrong)
+
+
+@pytest.mark.errors
+def test_moments_of_other_shapes_and_schedules_that_give_no_scalar_are_refused():
+    params = {"w": torch.ones(3)}
+    with pytest.raises(ValueError, match=r'opt_state\["velocity"\]: w must be \[3\], got \[4\]'):
+        optim.sgd(0.1, 0.9).update(params, {"velocity": {"w": torch.ones(4)}}, params, torch.tensor(0))
+    for wrong in (lambda step: torch.ones(2), lambda step: 0.1):
+        for make in (optim.sgd, optim.adamw):
+            optimizer = make(wrong)
+            with pytest.raises(ValueError, match="a schedule must give a scalar tensor, got"):
+                optimizer.update(params, optimizer.init(params), params, torch.tensor(0))
+
+
+NUMBERS = {
+    "learning_rate": lambda value: optim.sgd(value),
+    "momentum": lambda value: optim.sgd(0.1, momentum=value),
+    "weight_decay": lambda value: optim.adamw(0.1, weight_decay=value),
+    "eps": lambda value: optim.adamw(0.1, eps=value),
+    "b1": lambda value: optim.adamw(0.1, b1=value),
+    "max_norm": lambda value: optim.clip_by_global_norm(value),
+    "peak": lambda value: optim.warmup_cosine(value, 1, 9),
+    "value": lambda value: optim.constant(value),
+}
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_are_looked_at_whether_they_are_pythons_or_tensors(name):
+    for wrong in (-1.0, float("nan")):
+        for value in (wrong, torch.tensor(wrong), torch.tensor(wrong, dtype=torch.float64)):
+            with pytest.raises(ValueError, match=rf"{name} must (not be negative|lie in \[0, 1\)), got {wrong}"):
+                NUMBERS[name](value)
+        with pytest.raises(ValueError, match=f"{name} must"):
+            torch.func.vmap(lambda v: NUMBERS[name](v) and v)(torch.tensor([0.5, wrong]))
+    for value in (torch.tensor([0.1, 0.2]), torch.tensor(1j), torch.tensor(True), True, None, "0.1"):
+        if not (callable(value) and name == "learning_rate"):
+            with pytest.raises(TypeError, match=f"{name} must be a number or a scalar tensor, got"):
+                NUMBERS[name](value)
+
+
+@pytest.mark.parametrize("optimizer", [optim.adamw(0.1), optim.muon(0.1)], ids=["adamw", "muon"])
+def test_derivatives_are_finite_where_gradients_are_zero(optimizer):
+    params = {"w": torch.randn(4, 3, dtype=torch.float64)}
+    zero, direction = ({"w": t} for t in (torch.zeros(4, 3).double(), torch.randn(4, 3, dtype=torch.float64)))
+    one = {"w": direction["w"] * torch.tensor([0.0, 1.0, 0.0]).double()}  # some entries zero
+
+    def updated(grads, params):
+        return optimizer.update(grads, optimizer.init(params), params, torch.tensor(0))
+
+    for at in (zero, one):
+        _, pushed = torch.func.jvp(updated, (at, params), (direction, params))
+        pulled = torch.func.vjp(updated, at, params)[1](pushed)
+        second = grad(
+            lambda g, at=at: sum(t.sum() for t in grad(lambda h: updated(h, params)[0]["w"].sin().sum())(g).values())
+        )
+        for tree in (pushed, pulled, second(at)):
+            assert all(t.isfinite().all() for t in torch.utils._pytree.tree_leaves(tree))
+
+
+def test_the_first_step_of_adamw_has_slope_one_by_eps_at_zero():
+    """It is lr g / (|g| + eps)."""
+    zero, direction = {"w": torch.zeros(3)}, {"w": torch.tensor([1.0, -2.0, 3.0])}
+    optimizer = optim.adamw(0.1, eps=0.5, weight_decay=0.0)
+
+    def moved(grads):
+        return optimizer.update(grads, optimizer.init(zero), zero, torch.tensor(0))[0]
+
+    _, pushed = torch.func.jvp(moved, (zero,), (direction,))
+    torch.testing.assert_close(pushed["w"], -0.1 / 0.5 * direction["w"])
+
+
+def test_adamw_has_the_same_bits_whether_it_is_differentiated_or_not():
+    params, grads = some_params(torch.float32), some_grads(some_params(torch.float32), 0)
+    grads["bias"][:3] = 0
+    optimizer = optim.adamw(0.01)
+    plain = optimizer.update(grads, optimizer.init(params), params, torch.tensor(0))
+    traced, _ = torch.func.jvp(
+        lambda g: optimizer.update(g, optimizer.init(params), params, torch.tensor(0)), (grads,), (grads,)
+    )
+    for ours, theirs in zip(*map(torch.utils._pytree.tree_leaves, (plain, traced)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_muon_in_bfloat16_errs_no_more_than_torchs():
+    matrices = [torch.randn(48, 96, generator=torch.Generator().manual_seed(i)) for i in range(20)]
+    ours, theirs = [], []
+    for m in matrices:
+        exact = optim.orthogonalized(m.double())
+        parameter = torch.nn.Parameter(torch.zeros_like(m))
+        parameter.grad = m.clone()
+        torch.optim.Muon([parameter], lr=1.0, momentum=0.0, weight_decay=0.0).step()
+        ours.append((optim.orthogonalized(m.bfloat16()).double() - exact).norm() / exact.norm())
+        theirs.append((-parameter.detach().double() - exact).norm() / exact.norm())
+    assert torch.stack(ours).mean() <= 1.1 * torch.stack(theirs).mean()
+
+
+def test_schedules_take_tensors_and_differentiate():
+    step = torch.tensor(3)
+    for make in (optim.constant, lambda v: optim.step_decay(v, (2,)), lambda v: optim.warmup_cosine(v, 2, 9)):
+        slope = grad(lambda v, make=make: make(v)(step))(torch.tensor(0.5, dtype=torch.float64))
+        torch.testing.assert_close(slope, make(1.0)(step), rtol=1e-14, atol=0)
 
 
 def test_public_names():

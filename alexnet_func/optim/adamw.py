@@ -1,0 +1,62 @@
+"""Adam with decoupled weight decay."""
+
+import torch
+from torch import Tensor
+
+from alexnet_func.checks import check_fraction, check_number
+from alexnet_func.model import Params
+from alexnet_func.ops import square_root
+from alexnet_func.optim.base import (
+    Number,
+    Optimizer,
+    OptState,
+    Rate,
+    Updated,
+    check_rate,
+    check_update,
+    rate_at,
+    zeros_like,
+)
+
+
+def adamw(
+    learning_rate: Rate, b1: Number = 0.9, b2: Number = 0.999, eps: Number = 1e-8, weight_decay: Number = 0.01
+) -> Optimizer:
+    """Adam with decoupled weight decay: Loshchilov and Hutter 2019, algorithm 2, as in `torch.optim.AdamW`.
+
+    `p <- p - lr weight_decay p - lr m_hat / (sqrt(v_hat) + eps)` with bias-corrected moments m_hat and v_hat. Settings
+    may be scalar tensors, by which an update can be differentiated or mapped; where v is 0 the derivative of its root
+    counts as 0, so that all are finite there.
+
+    Raises ValueError for a negative rate, eps or decay, or a b1 or b2 outside [0, 1); TypeError for a setting that is
+    no number. `update` raises ValueError for gradients or a state that do not fit.
+    """
+    check_rate(learning_rate)
+    check_fraction("b1", b1)
+    check_fraction("b2", b2)
+    check_number("eps", eps)
+    check_number("weight_decay", weight_decay)
+
+    def init(params: Params) -> OptState:
+        return {"mu": zeros_like(params), "nu": zeros_like(params)}
+
+    def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
+        check_update(grads, opt_state, params, "mu", "nu")
+        first = {name: interpolated(m, grads[name], 1 - b1) for name, m in opt_state["mu"].items()}
+        second = {name: v * b2 + (1 - b2) * grads[name] ** 2 for name, v in opt_state["nu"].items()}
+        count = (step + 1).double()
+        correction1, correction2 = 1 - b1**count, 1 - b2**count
+        rate = rate_at(learning_rate, step)
+
+        def descended(name: str, p: Tensor) -> Tensor:
+            scale = (square_root(second[name]) / correction2.sqrt().to(p.dtype)) + eps
+            return p * (1 - rate * weight_decay).to(p.dtype) - (rate / correction1).to(p.dtype) * (first[name] / scale)
+
+        return {name: descended(name, p) for name, p in params.items()}, {"mu": first, "nu": second}
+
+    return Optimizer(init, update)
+
+
+def interpolated(start: Tensor, end: Tensor, weight: Number) -> Tensor:
+    """`start + weight (end - start)`: `torch.lerp`, which takes a tensor for a weight in one dtype alone."""
+    return torch.lerp(start, end, weight.to(start.dtype) if isinstance(weight, Tensor) else weight)
