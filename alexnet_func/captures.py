@@ -10,7 +10,6 @@ positions t with input patches u_t, so that its squared norm is `sum_{t,t'} (u_t
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +18,11 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 from torch.func import grad_and_value, vjp, vmap
 from torch.nn.grad import conv2d_weight
-from torch.utils import _pytree as pytree
 
 from alexnet_func.arch import Arch, Conv, Linear, Placed, place
-from alexnet_func.losses import Batch, check_labels, cross_entropy
+from alexnet_func.losses import Batch, check_labels, check_pair, cross_entropy
 from alexnet_func.model import PLAIN, LayerFn, Params, check_inputs, walk
+from alexnet_func.tape import without_tape
 
 # Adding up shifted maps is bound by memory: one addition takes as long as so many multiply-adds of a matrix product.
 _ADDITION = 16
@@ -94,7 +93,7 @@ def captured(params: Params, batch: Batch, *, arch: Arch, key: Int32[Tensor, "*k
     Parameters of half precision are passed through the network as they are; what follows is float32. Errors as
     `losses.loss_fn` raises them.
     """
-    x, y = batch
+    x, y = check_pair(batch)
     check_labels(y, arch.num_classes)
     with without_tape(params, batch):
         tapped = tap(params, x, arch=arch, key=key)
@@ -178,15 +177,6 @@ def bias_grads(g: Float[Tensor, "n o *t"]) -> Float[Tensor, "n o"]:
 def wide(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those of half precision as float32: three digits are too few for what follows from gradients."""
     return {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in tensors.items()}
-
-
-def without_tape(*trees: Any) -> AbstractContextManager:
-    """Off with autograd, unless somebody differentiates or maps the call itself: it would double time and memory."""
-    if torch.compiler.is_compiling():
-        return nullcontext()
-    tensors = [t for t in pytree.tree_leaves(trees) if isinstance(t, Tensor)]
-    watched = any(t.requires_grad or torch.func.debug_unwrap(t) is not t for t in tensors)
-    return nullcontext() if watched else torch.no_grad()
 
 
 def _gram_squares(at: Placed, a: Tensor, g: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from alexnet_func.compiled import check_unspent
 from alexnet_func.train import TrainState
 
 _ENTRY = "checkpoint"
@@ -27,7 +28,9 @@ def save(path: str | os.PathLike[str], state: TrainState, config: Mapping[str, A
 
     The file is written under a temporary name beside `path`, synced and renamed: whenever the process dies, `path`
     holds the old checkpoint or the new one. Raises OSError where it cannot be written; the old one then stays.
+    Raises ValueError for a state that was given to a donated step.
     """
+    check_unspent(state.step)
     write(path, _flatten(state._asdict()), config)
 
 

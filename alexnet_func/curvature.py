@@ -7,10 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from alexnet_func import captures, per_sample, random
+from alexnet_func import captures, per_sample, random, tape
 from alexnet_func.arch import ALEXNET, Arch, Linear, Placed
-from alexnet_func.model import Params, check_named_tensors
+from alexnet_func.checks import check_named_tensors, check_tensors, shapes_of
+from alexnet_func.model import Params
 
 Scalar = Callable[[Params], Tensor]
 
@@ -30,14 +32,14 @@ class NoiseScale(NamedTuple):
 
 
 def hvp(loss: Scalar, params: Params, v: Params) -> Params:
-    """The Hessian of `loss(params) -> scalar` times `v`, by forward over reverse (Pearlmutter 1994).
+    """The Hessian of `loss(params) -> scalar` times `v`: the gradient of its gradient times `v` (Pearlmutter 1994).
 
-    Costs about four evaluations of the loss. Raises ValueError that lists every missing, unknown or misshapen tensor
+    Costs about four evaluations of the loss. Reverse over reverse, as forward over reverse fails in torch for losses
+    such as `F.mse_loss` (pytorch#123996). Raises ValueError that lists every missing, unknown or misshapen tensor
     of `v`.
     """
     _check_like(params, v)
-    with captures.without_tape(params, v):
-        return jvp(grad(loss), (params,), (v,))[1]
+    return grad(lambda p: _inner(grad(loss)(p), v))(params)
 
 
 def ggn_vp(forward: Callable[[Params], Tensor], loss: Callable[[Tensor], Tensor], params: Params, v: Params) -> Params:
@@ -47,10 +49,9 @@ def ggn_vp(forward: Callable[[Params], Tensor], loss: Callable[[Tensor], Tensor]
     cross-entropy this is the Fisher matrix. Errors as `hvp`.
     """
     _check_like(params, v)
-    with captures.without_tape(params, v):
-        outputs, moved = jvp(forward, (params,), (v,))[:2]
-        curved = jvp(grad(loss), (outputs,), (moved,))[1]
-        return vjp(forward, params)[1](curved)[0]
+    outputs, moved = jvp(forward, (params,), (v,))[:2]
+    curved = grad(lambda o: (grad(loss)(o) * moved).sum())(outputs)
+    return vjp(forward, params)[1](curved)[0]
 
 
 def fisher_diagonal(
@@ -129,9 +130,12 @@ def top_eigenvalues(
     many vectors of the size of the parameters in memory. Values are Ritz values: never above the true ones but by
     rounding, the outermost the nearest. Exact once `iterations` reaches the number of parameters.
 
-    Branches on values, so that it does not go under `vmap`, `grad` or `torch.compile`. Raises ValueError unless
+    Branches on values, so that it can be neither mapped nor compiled. Raises ValueError there, and unless
     1 <= k <= iterations.
     """
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or tape.mapped():
+        raise ValueError("top_eigenvalues branches on values: call it in a loop, not under vmap, compile or a tracer")
+    check_tensors(params, "params")
     size = sum(p.numel() for p in params.values())
     iterations = min(iterations, size)
     if not 1 <= k <= iterations:
@@ -184,7 +188,7 @@ def empirical_ntk(
 
     Errors as `model.forward` raises them.
     """
-    with captures.without_tape(params, x1, x2):
+    with tape.without_tape(params, x1, x2):
         one = _output_gradients(params, x1, arch)
         other = one if x2 is None else _output_gradients(params, x2, arch)
         kernels = [_layer_kernel(at, *one[name][1:], *other[name][1:]) for name, (at, _, _) in one.items()]
@@ -213,5 +217,10 @@ def _layer_kernel(at: Placed, a1: Tensor, g1: Tensor, a2: Tensor, g2: Tensor) ->
     return torch.einsum("knp,lmp->nmkl", jacobian(a1, g1), jacobian(a2, g2))
 
 
+def _inner(a: Params, b: Params) -> Tensor:
+    return torch.stack([(t * b[name]).sum() for name, t in a.items()]).sum()
+
+
 def _check_like(params: Params, v: Params) -> None:
-    check_named_tensors({name: tuple(p.shape) for name, p in params.items()}, v, "v")
+    check_tensors(params, "params")
+    check_named_tensors(shapes_of(params), v, "v")

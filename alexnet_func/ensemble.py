@@ -21,10 +21,12 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 from torch.func import grad_and_value, vmap
+from torch.utils import _pytree as pytree
 
 from alexnet_func import model, random
 from alexnet_func.arch import ALEXNET, Arch
-from alexnet_func.losses import Batch
+from alexnet_func.checks import check_named_tensors, check_tensors, shapes_of
+from alexnet_func.losses import Batch, check_pair
 from alexnet_func.model import Params
 from alexnet_func.optim import Optimizer, OptState, Updated
 from alexnet_func.train import GradFn, Loss, in_precision_of
@@ -60,9 +62,10 @@ def stack(members: Sequence[Params]) -> Params:
     """
     if not members:
         raise ValueError("members must not be empty")
-    shapes = {name: tuple(p.shape) for name, p in members[0].items()}
+    check_tensors(members[0], "member 0")
+    shapes = shapes_of(members[0])
     for i, member in enumerate(members):
-        model.check_named_tensors(shapes, member, f"member {i}")
+        check_named_tensors(shapes, member, f"member {i}")
     return {name: torch.stack([member[name] for member in members]) for name in shapes}
 
 
@@ -116,7 +119,7 @@ def grad_fn(loss_fn: Loss, *, chunk_size: int | None = None) -> GradFn:
 
         count = _count(stacked)
         keys = _member_keys(key, count)
-        in_dims = (0, _batch_dim(batch[0], count), 0)
+        in_dims = (0, _batch_dim(check_pair(batch)[0], count), 0)
         grads, losses = vmap(one, in_dims=in_dims, chunk_size=chunk_size)(stacked, batch, keys)
         return grads, {"loss": losses.mean(), "losses": losses}
 
@@ -135,7 +138,7 @@ def optimizer(make: Callable[[Tensor], Optimizer], rates: Float[Tensor, "m"]) ->
         if _count(stacked) != len(rates):
             raise ValueError(f"rates must have shape [{_count(stacked)}], one a member, got {list(rates.shape)}")
         state = vmap(lambda rate, params: make(rate).init(params))(rates.to(_device(stacked)), stacked)
-        return {name: {n: t.contiguous() for n, t in tensors.items()} for name, tensors in state.items()}
+        return pytree.tree_map(Tensor.contiguous, state)
 
     def update(grads: Params, opt_state: OptState, stacked: Params, step: Tensor) -> Updated:
         def one(rate: Tensor, grads: Params, opt_state: OptState, params: Params) -> Updated:
@@ -147,6 +150,7 @@ def optimizer(make: Callable[[Tensor], Optimizer], rates: Float[Tensor, "m"]) ->
 
 
 def _count(stacked: Params) -> int:
+    check_tensors(stacked, "stacked parameters")
     counts = {len(p) if p.dim() else None for p in stacked.values()}
     if len(counts) != 1 or None in counts:
         shapes = ", ".join(f"{name} {list(p.shape)}" for name, p in stacked.items())

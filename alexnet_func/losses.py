@@ -1,12 +1,15 @@
 """Cross-entropy, accuracy, and `loss_fn`, the scalar that training differentiates."""
 
+from numbers import Real
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32, Integer
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from alexnet_func.arch import ALEXNET, Arch
+from alexnet_func.checks import visible
 from alexnet_func.model import PLAIN, Params, Table, forward
 
 Batch = tuple[Tensor, Tensor]
@@ -22,6 +25,8 @@ def cross_entropy(
     ValueError for labels of another shape than the logits' leading axes.
     """
     _check_fit(logits, labels)
+    if not isinstance(label_smoothing, Real) or not 0 <= label_smoothing <= 1:  # of a tensor torch cuts the gradient
+        raise ValueError(f"label_smoothing must be a Python number in [0, 1], got {label_smoothing!r}")
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     if logits.dim() > 2:  # torch would take the second axis for the classes
@@ -60,11 +65,21 @@ def loss_fn(
 ) -> Float[Tensor, ""]:
     """`cross_entropy(forward(params, x, arch=arch, key=key, table=table), y)` for `batch = (x, y)`.
 
-    Labels are checked before the forward pass. Errors as `forward` and `check_labels` raise them.
+    The pair and its labels are checked before the forward pass. Errors as `forward` and `check_labels` raise them.
     """
-    x, y = batch
+    x, y = check_pair(batch)
     check_labels(y, arch.num_classes)
     return cross_entropy(forward(params, x, arch=arch, key=key, table=table), y)
+
+
+def check_pair(batch: Any) -> Batch:
+    """`batch` as (x, y). Raises TypeError or ValueError where it is no pair of tensors."""
+    if not isinstance(batch, tuple | list):
+        raise TypeError(f"batch must be a pair (x, y), got {type(batch).__name__}")
+    if len(batch) != 2:
+        raise ValueError(f"batch must be a pair (x, y), got {len(batch)} parts")
+    x, y = batch
+    return x, y
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -76,10 +91,8 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
     if not isinstance(labels, Tensor) or labels.dtype.is_floating_point or labels.dtype == torch.bool:
         given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"labels must be an integer tensor, got {given}")
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or labels.device.type != "cpu":
-        return
-    values = torch.func.debug_unwrap(labels, recurse=True)
-    if type(values) is not Tensor or not values.numel():  # a fake tensor has no values
+    values = visible(labels)
+    if values is None or not values.numel():
         return
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= num_classes:

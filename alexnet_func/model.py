@@ -6,7 +6,6 @@ mode flag and no global generator, so every `torch.func` transform and `torch.co
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +35,7 @@ from alexnet_func.arch import (
     param_shapes,
     place,
 )
+from alexnet_func.checks import check_named_tensors
 
 Params = dict[str, Tensor]
 
@@ -183,22 +183,6 @@ def _draw(key: Tensor, rule: Init, shape: Shape, fan_in: int) -> Tensor:
             return (random.uniform(key, shape) * 2 - 1) / math.sqrt(fan_in)
         case Constant(value):
             return torch.full(shape, value, device=key.device)
-
-
-def check_named_tensors(expected: Mapping[str, Shape], given: Mapping[str, Any], what: str) -> None:
-    """Raises ValueError that lists every missing, unexpected and misshapen name; TypeError for a non-tensor."""
-    for name, value in given.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{what}: {name} must be a tensor, got {type(value).__name__}")
-    problems = [f"missing {name} {list(expected[name])}" for name in expected if name not in given]
-    problems += [f"unexpected {name} {list(given[name].shape)}" for name in given if name not in expected]
-    problems += [
-        f"{name} must be {list(shape)}, got {list(given[name].shape)}"
-        for name, shape in expected.items()
-        if name in given and given[name].shape != shape
-    ]
-    if problems:
-        raise ValueError(f"{what}: " + "; ".join(problems))
 
 
 def check_inputs(arch: Arch, params: Params, x: Tensor, key: Tensor | None) -> None:

@@ -22,7 +22,7 @@ from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
 
 from alexnet_func import random
-from alexnet_func.losses import Batch
+from alexnet_func.losses import Batch, check_pair
 from alexnet_func.model import Params
 from alexnet_func.train import GradFn, Loss, Metrics, in_precision_of, metrics_of, totals
 
@@ -72,7 +72,7 @@ def grad_fn(loss_fn: Loss, *, reduction: Reduction | None = None) -> GradFn:
         raise ValueError(f'reduction must be None or "bf16", got {reduction!r}')
 
     def gradient(params: Params, batch: Batch, key: Tensor) -> tuple[Params, dict[str, Tensor]]:
-        n = len(batch[1])
+        n = len(check_pair(batch)[1])
         keys = random.split(key, n * world_size())[rank() * n : (rank() + 1) * n]
         grads, loss = grad_and_value(lambda p: loss_fn(p, batch, key=keys))(params)
         summands = [n * g for g in grads.values()]
@@ -93,7 +93,8 @@ def evaluate(forward: Callable[[Params, Tensor], Tensor], params: Params, batche
 
     Raises ValueError where no rank has an example.
     """
-    return metrics_of(_summed([totals(forward, params, batches)])[0])
+    with torch.no_grad():
+        return metrics_of(_summed([totals(forward, params, batches)])[0])
 
 
 def broadcast(tree: Tree) -> Tree:

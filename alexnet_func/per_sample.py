@@ -26,7 +26,7 @@ themselves: `grad` and `vmap` over parameters work, and `torch.compile` takes th
 | zero gradient | norm 0, scale 1 |
 | `max_norm` 0 | a sum of zeros |
 | `max_norm` inf | the plain sum: N times the gradient of the mean loss |
-| `max_norm` negative or NaN | ValueError (a Python number; a tensor is not looked at) |
+| `max_norm` negative or NaN | ValueError (a tensor on a GPU is not looked at) |
 | a non-finite example | its norm is not finite; the clipped sum is NaN in every entry its gradient may touch |
 
 Raises, besides what `loss_fn` raises: ValueError for an unknown method, for "layerwise" with a `loss_fn`, for a
@@ -34,7 +34,6 @@ Raises, besides what `loss_fn` raises: ValueError for an unknown method, for "la
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -47,7 +46,9 @@ from torch.utils import _pytree as pytree
 from alexnet_func import captures, losses, random
 from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.captures import Examples
-from alexnet_func.model import Params, check_named_tensors
+from alexnet_func.checks import check_named_tensors, check_number, check_tensors, shapes_of
+from alexnet_func.model import Params
+from alexnet_func.ops import square_root
 
 Method = Literal["auto", "layerwise", "vmap"]
 Loss = Callable[..., Tensor]
@@ -109,7 +110,7 @@ def layer_norms(
     Their squares add up to the squares of `norms`, and the same holds for each of them.
     """
     parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
-    return _joined([{name: square.sqrt() for name, square in part.squares().items()} for part in parts])
+    return _joined([{name: square_root(square) for name, square in part.squares().items()} for part in parts])
 
 
 def dots(
@@ -128,7 +129,8 @@ def dots(
     Not finite for an example whose gradient is not. Raises ValueError that lists every missing, unknown or misshapen
     tensor of `direction`.
     """
-    check_named_tensors({name: tuple(p.shape) for name, p in params.items()}, direction, "direction")
+    check_tensors(params, "params")
+    check_named_tensors(shapes_of(params), direction, "direction")
     parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
     return torch.cat([part.dots(direction) for part in parts])
 
@@ -172,7 +174,7 @@ def clipped_sum_and_losses(
     chunk_size: int | None = None,
 ) -> tuple[Params, Float[Tensor, "n"], Float[Tensor, "n"]]:
     """`clipped_sum`, and the examples' losses [N], which the forward pass gives anyway."""
-    _check_max_norm(max_norm)
+    check_number("max_norm", max_norm, accepted="must not be negative or NaN")
     if weights is not None and weights.shape != (count(batch),):
         raise ValueError(f"weights must have shape [{count(batch)}], one an example, got {list(weights.shape)}")
     totals: Params = {}
@@ -199,22 +201,23 @@ def materialised(params: Params, batch: Any, loss_fn: Loss, keys: Int32[Tensor, 
         return loss_fn(params, example) if key is None else loss_fn(params, example, key=key)
 
     in_dims = (None, 0, None if keys is None else 0)
-    with captures.without_tape(params, batch):
-        if count(batch):
-            by_name, values = vmap(grad_and_value(loss), in_dims=in_dims)(params, batch, keys)
-        else:  # which vmap does not take
-            by_name = {name: p.new_zeros(0, *p.shape) for name, p in params.items()}
-            values = next(iter(params.values())).new_zeros(0)
-        by_name = captures.wide(by_name)
+    if count(batch):
+        by_name, values = vmap(grad_and_value(loss), in_dims=in_dims)(params, batch, keys)
+    else:  # which vmap does not take
+        by_name = {name: p.new_zeros(0, *p.shape) for name, p in params.items()}
+        values = next(iter(params.values())).new_zeros(0)
+    by_name = captures.wide(by_name)
+
+    def sum_each(products: Tensor) -> Tensor:
+        return products[..., None].flatten(1).sum(1)  # the gradients of a scalar parameter have no axis but the first
 
     def dot(direction: Params) -> Tensor:
-        products = [(g * direction[name].to(g.dtype)).flatten(1).sum(1) for name, g in by_name.items()]
-        return torch.stack(products).sum(0)
+        return torch.stack([sum_each(g * direction[name].to(g.dtype)) for name, g in by_name.items()]).sum(0)
 
     return Examples(
         values,
         grads=lambda: by_name,
-        squares=lambda: {name: g.flatten(1).square().sum(1) for name, g in by_name.items()},
+        squares=lambda: {name: sum_each(g.square()) for name, g in by_name.items()},
         dots=dot,
         weighted_sum=lambda weights: {name: torch.tensordot(weights.to(g.dtype), g, 1) for name, g in by_name.items()},
         sum_of_squares=lambda: {name: g.square().sum(0) for name, g in by_name.items()},
@@ -238,6 +241,7 @@ def examples(
         raise ValueError('method="layerwise" serves the loss of an arch; a loss_fn of your own needs "vmap" or "auto"')
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    check_tensors(params, "params")
     n = count(batch)
     if key is not None:
         random.check_key(key, rows=n)
@@ -270,23 +274,16 @@ def count(batch: Any) -> int:
 
 
 def _norms(examples: Examples) -> Tensor:
-    return torch.stack(list(examples.squares().values())).sum(0).sqrt()
+    return square_root(torch.stack(list(examples.squares().values())).sum(0))
 
 
 def _scale(norms: Tensor, max_norm: float | Tensor) -> Tensor:
-    # A norm that is not finite must not hide: max_norm / inf would be 0.
-    scale = torch.where(norms > max_norm, max_norm / norms, 1.0)
+    # A norm that is not finite must not hide: max_norm / inf would be 0. Where nothing is scaled no norm is divided by,
+    # as the derivative of a quotient that is not taken must be finite too.
+    longer = norms > max_norm
+    scale = torch.where(longer, max_norm / norms.where(longer, 1.0), 1.0)
     return torch.where(norms.isfinite(), scale, torch.nan)
 
 
 def _joined(parts: list[Params]) -> Params:
     return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _check_max_norm(max_norm: Any) -> None:
-    if isinstance(max_norm, Tensor):
-        return
-    if not isinstance(max_norm, int | float):
-        raise TypeError(f"max_norm must be a number or a scalar tensor, got {type(max_norm).__name__}")
-    if math.isnan(max_norm) or max_norm < 0:
-        raise ValueError(f"max_norm must not be negative or NaN, got {max_norm}")

@@ -1,10 +1,93 @@
-"""In what precision float32 matrix products and convolutions run on CUDA, and how to change it for a while."""
+"""In what precision float32 matrix products and convolutions run, by a switch of the process or of one loss."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from alexnet_func import tape
+
+Precision = Literal["float32", "tf32", "bf16"]
+
+
+class InPrecision(NamedTuple):
+    """A loss or a `grad_fn`, called as it is, that asks whoever differentiates it for a precision."""
+
+    function: "Function"
+    precision: Precision
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What `function` gives."""
+        return self.function(*args, **kwargs)
+
+
+Function = Callable[..., Any] | InPrecision
+
+
+def with_precision(loss_fn: Function, precision: Precision) -> InPrecision:
+    """`loss_fn` computed in `precision`, over float32 master weights and with float32 gradients.
+
+    "bf16" casts parameters and floating inputs to bfloat16 for the forward and backward pass, wherever the loss is
+    used. "tf32" lets a CUDA device round the operands of float32 products to TF32, "float32" forbids it. That is a
+    switch of the process, and the backward pass runs after the loss has returned: `train.make_step` reads it from the
+    result, from a `functools.partial` of it and from a `grad_fn` that the library makes of it, sets it around the
+    whole step and leaves no global changed. Wrapped in a function of your own the loss still computes, but where it
+    is differentiated while the switch stands otherwise it refuses, by a ValueError, rather than be ignored: wrap before
+    `with_precision`, or call within `precision.tf32(...)`.
+
+    Raises ValueError for another precision.
+    """
+    if precision not in ("float32", "tf32", "bf16"):
+        raise ValueError(f'precision must be "float32", "tf32" or "bf16", got {precision!r}')
+
+    lost = (
+        f'with_precision(loss, "{precision}") is differentiated where its precision would be lost: give the result, or '
+        "a functools.partial of it, to train.make_step, or differentiate within "
+        f"alexnet_func.precision.tf32({precision == 'tf32'})"
+    )
+
+    def lowered(value: Any) -> Any:
+        return value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def in_bf16(params: Any, batch: Any, *, key: Tensor | None = None) -> Any:
+        return loss_fn(pytree.tree_map(lowered, params), pytree.tree_map(lowered, batch), key=key)
+
+    def switched(params: Any, batch: Any, *, key: Tensor | None = None) -> Any:
+        if _stands(precision):
+            return loss_fn(params, batch, key=key)
+        if torch.compiler.is_compiling() or tape.transformed():
+            raise ValueError(lost)
+        with tf32(precision == "tf32"):
+            value = loss_fn(params, batch, key=key)
+        if tape.watched(value):  # autograd will go back when the switch stands otherwise again
+            raise ValueError(lost)
+        return value
+
+    return InPrecision(in_bf16 if precision == "bf16" else switched, precision)
+
+
+def precision_of(function: Any) -> Precision | None:
+    """What `with_precision` asked for a loss, or for the one in a `functools.partial` or a `grad_fn` of the library."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function.precision if isinstance(function, InPrecision) else None
+
+
+def in_precision_of(loss_fn: Any, grad_fn: Function) -> Function:
+    """`grad_fn`, which asks for the precision that is asked for `loss_fn`, which it differentiates."""
+    precision = precision_of(loss_fn)
+    return grad_fn if precision is None else InPrecision(grad_fn, precision)
+
+
+@contextmanager
+def scope(precision: Precision | None) -> Iterator[None]:
+    """Within the block the process' switch stands as `precision` wants it; only "tf32" and "float32" want anything."""
+    with tf32({"tf32": True, "float32": False}.get(precision or "")):
+        yield
 
 
 @contextmanager
@@ -34,6 +117,16 @@ def tf32(allowed: bool | None) -> Iterator[None]:
             _set_globally(*settings)
         for operator, string in zip(operators, strings, strict=True):
             operator.fp32_precision = string
+
+
+def _stands(precision: Precision) -> bool:
+    """Whether the switch already stands as "tf32" or "float32" wants it, for products and convolutions alike."""
+    backends: Any = torch.backends
+    if torch.compiler.is_compiling():  # which reads these, but not the strings
+        found = (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32)
+    else:
+        found = tuple(op.fp32_precision == "tf32" for op in (backends.cuda.matmul, backends.cudnn.conv))
+    return found == (precision == "tf32",) * 2
 
 
 def _global_settings() -> tuple[str, bool] | None:

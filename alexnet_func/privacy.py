@@ -21,8 +21,11 @@ from torch import Tensor
 
 from alexnet_func import per_sample, random
 from alexnet_func.arch import ALEXNET, Arch
+from alexnet_func.checks import check_number
 from alexnet_func.model import Params
 from alexnet_func.train import GradFn, in_precision_of
+
+_FINITE = "must be finite and not negative"
 
 
 def dp_grad_fn(
@@ -48,11 +51,14 @@ def dp_grad_fn(
     Raises ValueError unless max_norm and expected_batch_size are positive and finite, noise_multiplier finite and not
     negative.
     """
-    _check_positive(max_norm=max_norm, expected_batch_size=expected_batch_size)
-    if not 0 <= noise_multiplier < math.inf:
-        raise ValueError(f"noise_multiplier must be finite and not negative, got {noise_multiplier}")
+    for name, value in (("max_norm", max_norm), ("expected_batch_size", expected_batch_size)):
+        check_number(name, value, lambda number: 0 < number < math.inf, "must be positive and finite")
+    check_number("noise_multiplier", noise_multiplier, lambda number: 0 <= number < math.inf, _FINITE)
 
     def private(params: Params, batch: Any, key: Tensor) -> tuple[Params, dict[str, Tensor]]:
+        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+            given = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
+            raise ValueError(f"batch must be (x, y) or (x, y, weights), got {given}")
         x, y, *rest = batch
         weights = rest[0] if rest else torch.ones(len(y), device=y.device)
         loss_key, noise_key = random.split(key).unbind()
@@ -142,9 +148,3 @@ def epsilon(noise_multiplier: float, sampling_rate: float, steps: int, delta: fl
         raise ImportError(message, name="dp_accounting") from error
     step = dp_event.PoissonSampledDpEvent(sampling_rate, dp_event.GaussianDpEvent(noise_multiplier))
     return float(PLDAccountant().compose(step, steps).get_epsilon(delta))
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")

@@ -1,37 +1,37 @@
-"""The training step as a pure function of a state and a batch, its compiled form, and evaluation.
+"""The training step as data: a pure function of a state and a batch, its precision and how it is compiled; evaluation.
 
     state = create_state(params, optimizer, key=key)
     step = compile_step(make_step(loss_fn, optimizer), donate=True)
     state, metrics = step(state, (x, y))
 
-The key of step i is `fold_in(state.key, i)`: a run resumed at step i continues bit for bit.
+The key of step i is `fold_in(state.key, i)`: a run resumed at step i continues bit for bit. A step that is not compiled
+is a function like any other: `grad`, `vmap`, `jvp` and autograd go through it, by the state, the batch, and whatever
+the loss and the optimiser hold, such as a learning rate.
 """
 
-import functools
-import types
-import weakref
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from alexnet_func import onednn, random
-from alexnet_func import precision as _precision
-from alexnet_func.losses import Batch, accuracy, cross_entropy
+from alexnet_func import compiled, precision, random, tape
+from alexnet_func.checks import check_tensors
+from alexnet_func.compiled import compile_options as compile_options
+from alexnet_func.losses import Batch, accuracy, check_pair, cross_entropy
 from alexnet_func.model import Params
-from alexnet_func.optim import Optimizer, OptState
+from alexnet_func.optim import Optimizer, OptState, check_optimizer
+from alexnet_func.precision import InPrecision
+from alexnet_func.precision import Precision as Precision
+from alexnet_func.precision import in_precision_of as in_precision_of
+from alexnet_func.precision import with_precision as with_precision
 
-# Inductor writes a value of up to 30 operations out again wherever it is used, which for the rounds of the keys'
-# cipher multiplies: with 8 a step with dropout compiles in 23 s instead of 53, and runs as fast.
-_OPTIONS: dict[str, Any] = {"realize_opcount_threshold": 8}
-
-Loss = Callable[..., Any]
-GradFn = Callable[[Params, Batch, Tensor], tuple[Params, dict[str, Tensor]]]
-Precision = Literal["float32", "tf32", "bf16"]
+Loss = Callable[..., Any] | InPrecision
+GradFn = Callable[[Params, Batch, Tensor], tuple[Params, dict[str, Tensor]]] | InPrecision
 
 
 class TrainState(NamedTuple):
@@ -43,24 +43,63 @@ class TrainState(NamedTuple):
     key: random.Key
 
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Tensor]]]
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Tensor]]]
 
 
-class Metrics(NamedTuple):
-    """Means over `count` examples: loss in nats, top-1 and top-5 accuracy in 0..1 (top-K below five classes)."""
+class Compilation(NamedTuple):
+    """The compiled `run`, what it does with the state's buffers, and whether one CUDA graph replays it."""
 
-    loss: float
-    top1: float
-    top5: float
-    count: int  # type: ignore[assignment]  # a tuple has a method of that name
+    run: StepFunction
+    donate: bool
+    cudagraph: bool
+
+
+class Step(NamedTuple):
+    """A training step: `step(state, batch) -> (state, metrics)`, with metrics a dict of tensors, "loss" among them.
+
+    `function` is the pure step, `precision` what it is computed in, where `with_precision` asked for one;
+    `compilation` is None for an eager step.
+    """
+
+    function: StepFunction
+    precision: Precision | None = None
+    compilation: Compilation | None = None
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Tensor]]:
+        """The next state and the metrics of this step.
+
+        Raises TypeError for what is no state; ValueError for a spent one, and for a compiled step under a transform.
+        """
+        if not isinstance(state, TrainState):
+            raise TypeError(f"state must be a TrainState, as train.create_state makes it, got {type(state).__name__}")
+        compiled.check_unspent(state.step)
+        if self.compilation is None:
+            if torch.compiler.is_compiling():  # a graph sets no switch: a loss that needs one looks how it stands
+                return self.function(state, batch)
+            with precision.scope(self.precision):
+                return self.function(state, batch)
+        _check_unwatched(self, state, batch)
+        with precision.scope(self.precision):
+            result = self.compilation.run(state, batch)
+        _check_unwatched(self, result)
+        return result
 
 
 def create_state(params: Params, optimizer: Optimizer, *, key: random.Key) -> TrainState:
-    """The state before step 0. Copies `params` and `key`, so that a donated step cannot overwrite the caller's."""
+    """The state before step 0. Copies `params` and `key`, so that a donated step cannot overwrite the caller's.
+
+    Gradients flow through the copy: parameters that require grad, as a module's do, make every step keep what
+    autograd needs. Detach them first where nobody differentiates the training itself.
+
+    Raises TypeError or ValueError for params that are no dict of tensors by name or empty, and for what is no key or
+    no `optim.Optimizer`.
+    """
     random.check_key(key)
+    check_optimizer(optimizer)
+    check_tensors(params, "params")
     if not params:
         raise ValueError("params are empty")
-    copies = {name: p.detach().clone() for name, p in params.items()}
+    copies = {name: p.clone() for name, p in params.items()}
     # An average of the params may start as the params themselves, which a donated step would then write twice.
     opt_state = pytree.tree_map(torch.clone, optimizer.init(copies))
     device = next(iter(copies.values())).device
@@ -77,85 +116,75 @@ def make_step(
     joins the metrics beside "loss". `grad_fn(params, batch, key) -> (grads, metrics)` replaces the plain gradient
     of `loss_fn`, which may then be None: private, data-parallel and ensemble training differ in that function alone.
 
-    Raises ValueError without either function.
+    Raises ValueError without either function, TypeError for what is no `optim.Optimizer`.
     """
+    check_optimizer(optimizer)
     if grad_fn is None:
         if loss_fn is None:
             raise ValueError("make_step needs a loss_fn or a grad_fn")
-        grad_fn = _plain_gradient(loss_fn, has_aux)
+        grad_fn = in_precision_of(loss_fn, _plain_gradient(loss_fn, has_aux))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Tensor]]:
         grads, metrics = grad_fn(state.params, batch, random.fold_in(state.key, state.step))
         params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
-    return _scoped(step, step, _tf32_of(loss_fn) if _tf32_of(grad_fn) is None else _tf32_of(grad_fn))
+    return Step(step, precision.precision_of(grad_fn) or precision.precision_of(loss_fn))
 
 
-def with_precision(loss_fn: Loss, precision: Precision) -> Loss:
-    """`loss_fn` computed in `precision`, over float32 master weights and with float32 gradients.
-
-    "bf16" casts parameters and floating inputs to bfloat16 for the forward and backward pass. "tf32" lets a CUDA
-    device round the operands of float32 products to TF32, "float32" forbids it. As the backward pass runs after the
-    loss has returned, these two hold for the steps that `make_step` builds from the result, or from a
-    `functools.partial` of it, and are undone after each; wrap the loss in a function of your own before this one,
-    not after. No global stays changed.
-
-    Raises ValueError for another precision.
-    """
-    if precision not in ("float32", "tf32", "bf16"):
-        raise ValueError(f'precision must be "float32", "tf32" or "bf16", got {precision!r}')
-
-    def lowered(value: Any) -> Any:
-        floating = isinstance(value, Tensor) and value.is_floating_point()
-        return value.to(torch.bfloat16) if floating and precision == "bf16" else value
-
-    @functools.wraps(loss_fn)
-    def computed(params: Params, batch: Batch, *, key: Tensor | None = None) -> Any:
-        return loss_fn(pytree.tree_map(lowered, params), pytree.tree_map(lowered, batch), key=key)
-
-    computed.tf32 = {"float32": False, "tf32": True, "bf16": None}[precision]  # type: ignore[attr-defined]
-    return computed
-
-
-def in_precision_of(loss_fn: Callable | None, grad_fn: GradFn) -> GradFn:
-    """`grad_fn`, marked with what `with_precision` asked for `loss_fn`, which `grad_fn` differentiates."""
-    grad_fn.tf32 = _tf32_of(loss_fn)  # type: ignore[attr-defined]
-    return grad_fn
-
-
-def compile_step(step: Step, *, donate: bool = False, cudagraph: bool = False) -> Step:
+def compile_step(step: StepFunction | Step, *, donate: bool = False, cudagraph: bool = False) -> Step:
     """`step` as one compiled graph of forward, backward and update; equal to the eager step to rounding.
 
     Every batch shape is compiled once, so keep shapes fixed. With `donate` the results are written into the given
     state's buffers, which halves the memory of the state: the given state is spent, its `step` tensor was a ticket
-    good for one call, and the returned state, over the same buffers, holds a fresh one. `cudagraph` also replays the
-    whole step as one CUDA graph.
+    good for one call, and the returned state, over the same buffers, holds a fresh one. A state whose step was
+    interrupted is spent too. Copies of a spent state are refused like itself, clones, pickles and checkpoints
+    included; what cannot be seen is its `params` or `opt_state` alone, put into another state, and on CUDA the copy
+    of its `step` until that is on a CPU. `cudagraph` also replays the whole step as one CUDA graph.
+
+    A compiled step is the end of the line: under a transform, or with inputs that require grad, it raises ValueError.
+    Transform the eager step, and compile the result: `torch.compile(grad(f))`.
 
     Raises ValueError for `cudagraph` without `donate`, and, when called, for a spent state or, with `cudagraph`, for
     one that is not on CUDA.
     """
     if cudagraph and not donate:
         raise ValueError("cudagraph=True needs donate=True: a graph replays into fixed buffers")
-    pure, tf32 = _BUILT.get(step, (step, None))
-    run = _donated(pure, cudagraph) if donate else _compiled_by_shape(pure)
-    return _scoped(run, pure, tf32)
+    pure, asked = (step.function, step.precision) if isinstance(step, Step) else (step, None)
+    run = compiled.donating(pure, cudagraph) if donate else compiled.by_shape(pure)
+    return Step(pure, asked, Compilation(run, donate, cudagraph))
 
 
-def compile_options() -> dict[str, Any]:
-    """What `compile_step` gives `torch.compile` as `options`: for whatever else draws from keys or multiplies matrices.
+def _check_unwatched(step: Step, *trees: Any) -> None:
+    """Of the results too: an optimiser may hold a learning rate that requires grad."""
+    tracing = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+    if tracing or tape.transformed() or tape.watched(trees):
+        assert step.compilation is not None
+        kind = "donated" if step.compilation.donate else "compiled"
+        raise ValueError(
+            f"a {kind} step cannot be differentiated, mapped or traced, and some tensor here requires grad or is under "
+            "a transform: use the eager step of train.make_step there, and compile the whole, as in "
+            "torch.compile(grad(f)); or detach what nobody differentiates"
+        )
 
-    Compiling a step with dropout takes half as long with them; where `onednn.pays()`, they hold `onednn.options()`.
-    """
-    return {**_OPTIONS, **(onednn.options() if onednn.pays() else {})}
+
+class Metrics(NamedTuple):
+    """Means over `count` examples: loss in nats, top-1 and top-5 accuracy in 0..1 (top-K below five classes)."""
+
+    loss: float
+    top1: float
+    top5: float
+    count: int  # type: ignore[assignment]  # a tuple has a method of that name
 
 
 def evaluate(forward: Callable[[Params, Tensor], Tensor], params: Params, batches: Iterable[Batch]) -> Metrics:
     """Loss and accuracies of `forward(params, x)` over `batches` of (x, y), each example counted once.
 
-    Raises ValueError where there is no example.
+    Gives Python numbers: `totals` is what transforms go through. Raises ValueError where there is no example, where a
+    batch is no pair, and under a transform.
     """
-    return metrics_of(totals(forward, params, batches))
+    with torch.no_grad():
+        return metrics_of(totals(forward, params, batches))
 
 
 def totals(
@@ -163,18 +192,19 @@ def totals(
 ) -> Float64[Tensor, "4"]:
     """Sums over the examples of `batches`: losses, hits, hits among the best five, and their number.
 
-    Those of parts of a test set add up to those of the whole. Zeros where there is no example, on the params' device.
+    Those of parts of a test set add up to those of the whole; the first can be differentiated. Zeros where there is no
+    example, on the params' device.
     """
     sums: Tensor | None = None
-    with torch.no_grad():
-        for x, y in batches:
-            if not len(y):
-                continue
-            logits = forward(params, x)
-            top5 = min(5, logits.shape[-1])
-            means = (cross_entropy(logits, y), accuracy(logits, y), accuracy(logits, y, k=top5), logits.new_ones(()))
-            batch_sums = torch.stack([mean.double() for mean in means]) * len(y)
-            sums = batch_sums if sums is None else sums + batch_sums
+    for batch in batches:
+        x, y = check_pair(batch)
+        if not len(y):
+            continue
+        logits = forward(params, x)
+        top5 = min(5, logits.shape[-1])
+        means = (cross_entropy(logits, y), accuracy(logits, y), accuracy(logits, y, k=top5), logits.new_ones(()))
+        batch_sums = torch.stack([mean.double() for mean in means]) * len(y)
+        sums = batch_sums if sums is None else sums + batch_sums
     if sums is None:
         device = next((p.device for p in params.values()), None)
         return torch.zeros(4, dtype=torch.float64, device=device)
@@ -182,7 +212,9 @@ def totals(
 
 
 def metrics_of(sums: Float64[Tensor, "4"]) -> Metrics:
-    """The means that `totals` are the sums of. Raises ValueError where there is no example."""
+    """The means that `totals` are the sums of. Raises ValueError where there is no example, and under a transform."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or tape.watched(sums):
+        raise ValueError("an evaluation gives Python numbers, which no transform goes through: use train.totals there")
     loss, top1, top5, count = sums.tolist()
     if not count:
         raise ValueError("evaluate needs at least one example")
@@ -199,90 +231,3 @@ def _plain_gradient(loss_fn: Loss, has_aux: bool) -> GradFn:
         return grads, {**aux, "loss": loss}
 
     return grad_fn
-
-
-def _tf32_of(function: Callable | None) -> bool | None:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return getattr(function, "tf32", None)
-
-
-# The function and the precision behind each step that `make_step` and `compile_step` built.
-_BUILT: weakref.WeakKeyDictionary[Step, tuple[Step, bool | None]] = weakref.WeakKeyDictionary()
-
-
-def _scoped(run: Step, pure: Step, tf32: bool | None) -> Step:
-    """`run` without autograd's tape, which torch.func would otherwise keep in memory, and in its precision."""
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Tensor]]:
-        if getattr(state.step, "spent", False):
-            raise ValueError("this state was given to a donated step before; use the state that step returned")
-        with torch.no_grad(), _precision.tf32(tf32):
-            return run(state, batch)
-
-    _BUILT[step] = (pure, tf32)
-    return step
-
-
-def _compiled_by_shape(function: Callable, **options: Any) -> Callable[..., Any]:
-    """`function(state, batch)` compiled once for every shape of batch.
-
-    torch.compile counts recompilations by code object and gives up after eight. Each shape of each compiled step gets
-    a copy of the code of its own, so that a sweep over settings or shapes is not limited.
-    """
-    compiled: dict[tuple, Callable] = {}
-
-    def call(state: TrainState, batch: Batch) -> Any:
-        return function(state, batch)
-
-    def dispatch(state: TrainState, batch: Batch) -> Any:
-        leaves = pytree.tree_leaves(batch)
-        signature = tuple((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in leaves)
-        if signature not in compiled:
-            copy = types.FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
-            everything = {**compile_options(), **options}
-            compiled[signature] = torch.compile(copy, fullgraph=True, dynamic=False, options=everything)
-        return compiled[signature](state, batch)
-
-    return dispatch
-
-
-def _donated(pure: Step, cudagraph: bool) -> Step:
-    def write_back(state: TrainState, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        new, metrics = pure(state, batch)
-        _overwrite(state.params, new.params)
-        _overwrite(state.opt_state, new.opt_state)
-        return new.step, metrics
-
-    compiled = _compiled_by_shape(write_back, **{"triton.cudagraphs": cudagraph})
-
-    def donated(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Tensor]]:
-        if cudagraph:
-            _prepare_replay(state)
-        result = compiled(state, batch)
-        if cudagraph:  # a replay writes its outputs where the last one did
-            result = pytree.tree_map(torch.clone, result)
-        state.step.spent = True  # type: ignore[attr-defined]
-        step, metrics = result
-        return state._replace(step=step), metrics
-
-    return donated
-
-
-def _overwrite(buffers: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Copies by name: two dicts of the same names need not have them in the same order."""
-    if buffers.keys() != values.keys():
-        raise ValueError(f"the step turned {sorted(buffers)} into {sorted(values)}: a donated state keeps its names")
-    for name, buffer in buffers.items():
-        if isinstance(buffer, Tensor):
-            buffer.copy_(values[name])
-        else:
-            _overwrite(buffer, values[name])
-
-
-def _prepare_replay(state: TrainState) -> None:
-    if state.step.device.type != "cuda":
-        raise ValueError(f"cudagraph=True needs a state on CUDA, got {state.step.device}")
-    torch.compiler.cudagraph_mark_step_begin()
-    for buffer in pytree.tree_leaves((state.params, state.opt_state, state.key)):
-        torch._dynamo.mark_static_address(buffer)

@@ -109,6 +109,36 @@ def test_top_eigenvalues_are_the_dense_hessians(params, batch, dense, key, k):
     assert few <= expected[0] * (1 + 1e-10)
 
 
+def test_products_go_through_a_squared_error(key):
+    """Forward over reverse ends in torch's "ZeroTensors are immutable" there (pytorch#123996)."""
+    x, y = torch.randn(6, 4).double(), torch.randn(6).double()
+    params, v = (
+        {"w": torch.randn(4).double(), "b": torch.randn(()).double()},
+        {"w": torch.randn(4).double(), "b": torch.ones(()).double()},
+    )
+
+    def outputs(p):
+        return torch.tanh(x @ p["w"] + p["b"])
+
+    def error(outputs):
+        return torch.nn.functional.mse_loss(outputs, y)
+
+    def by_vector(vector):
+        return error(outputs({"w": vector[:4], "b": vector[4]}))
+
+    dense = torch.autograd.functional.hessian(by_vector, torch.cat([params["w"], params["b"][None]]))
+    flat_v = torch.cat([v["w"], v["b"][None]])
+    found = curvature.hvp(lambda p: error(outputs(p)), params, v)
+    close(torch.cat([found["w"], found["b"][None]]), dense @ flat_v)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda q: outputs({"w": q[:4], "b": q[4]}), torch.cat([params["w"], params["b"][None]])
+    )
+    product = curvature.ggn_vp(outputs, error, params, v)
+    close(torch.cat([product["w"], product["b"][None]]), jacobian.T @ (2 / 6 * (jacobian @ flat_v)))
+    top = curvature.top_eigenvalues(lambda p: error(outputs(p)), params, 2, key=key)
+    close(top, torch.linalg.eigvalsh(dense).flip(-1)[:2])
+
+
 def test_top_eigenvalues_of_a_matrix_with_few_distinct_ones(key):
     """Lanczos' vectors run out after three: it has to go on from new ones, and finds the multiplicities."""
     spectrum = torch.tensor([5.0, 5, 5, 2, 2, 0, 0, 0, -7]).double()

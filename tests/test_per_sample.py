@@ -403,3 +403,60 @@ def test_backpack_agrees(key):
         loss.backward()
     theirs = {name: p.grad_batch for name, p in zip(params, module.parameters(), strict=True)}
     close(per_sample.grads(params, (x, y), arch=arch), theirs)
+
+
+def test_a_parameter_without_axes_has_norms_like_any_other():
+    """They ended in an IndexError: a temperature, a scale."""
+    params = {"scale": torch.tensor(1.5).double(), "w": torch.randn(3).double()}
+    x, y = torch.randn(4, 3).double(), torch.randn(4).double()
+
+    def loss(p, example, key=None):
+        return (p["scale"] * (p["w"] @ example[0]) - example[1]).square()
+
+    each = [torch.func.grad(loss)(params, example) for example in zip(x, y, strict=True)]
+    squares = {name: torch.stack([g[name].square().sum() for g in each]) for name in params}
+    norms = sum(squares.values()).sqrt()
+    ps = af.per_sample
+    torch.testing.assert_close(ps.norms(params, (x, y), loss_fn=loss), norms)
+    for name, found in ps.layer_norms(params, (x, y), loss_fn=loss).items():
+        torch.testing.assert_close(found, squares[name].sqrt())
+    along = torch.stack([sum((g[name] * params[name]).sum() for name in params) for g in each])
+    torch.testing.assert_close(ps.dots(params, (x, y), params, loss_fn=loss), along)
+    total, _ = ps.clipped_sum(params, (x, y), 1.0, loss_fn=loss)
+    for name in params:
+        expected = sum(g[name] * min(1, 1 / n) for g, n in zip(each, norms, strict=True))
+        torch.testing.assert_close(total[name], expected)
+    empty = ps.norms(params, (x[:0], y[:0]), loss_fn=loss)
+    assert empty.shape == (0,)
+    scale = af.curvature.gradient_noise_scale(params, (x, y), loss_fn=loss).scale
+    assert scale.isfinite()
+    private = af.privacy.dp_grad_fn(1.0, 0.0, 4.0, loss_fn=loss)
+    for name, g in private(params, (x, y), af.random.key(0))[0].items():
+        torch.testing.assert_close(g, total[name] / 4)
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("wrong", [-1.0, float("nan")])
+def test_a_bound_is_looked_at_in_a_tensor_too(wrong):
+    params, batch = af.init(af.random.key(0), TINY), images(TINY, 2)
+    for bound in (wrong, torch.tensor(wrong), torch.tensor(wrong).double()):
+        with pytest.raises(ValueError, match=f"max_norm must not be negative or NaN, got {wrong}"):
+            af.per_sample.clipped_sum(params, batch, bound, arch=TINY)
+        with pytest.raises(ValueError, match=f"max_norm must be positive and finite, got {wrong}"):
+            af.privacy.dp_grad_fn(bound, 1.0, 2.0)
+    with pytest.raises(TypeError, match="max_norm must be a number or a scalar tensor, got a tensor"):
+        af.per_sample.clipped_sum(params, batch, torch.ones(2), arch=TINY)
+
+
+def test_derivatives_of_norms_and_of_unclipped_sums_are_finite():
+    params, (x, y) = af.init(af.random.key(0), TINY, dtype=torch.float64), images(TINY, 2, torch.float64)
+    dead = {name: torch.zeros_like(p) if name == "features.4.weight" else p for name, p in params.items()}
+
+    def total(p, bound):
+        clipped, norms = af.per_sample.clipped_sum(p, (x, y), bound, arch=TINY)
+        by_layer = af.per_sample.layer_norms(p, (x, y), arch=TINY)
+        return sum(t.sum() for t in (*clipped.values(), norms, *by_layer.values()))
+
+    for bound in (float("inf"), 0.5):
+        grads = torch.func.grad(total)(dead, bound)
+        assert all(g.isfinite().all() for g in grads.values())

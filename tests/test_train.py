@@ -192,12 +192,177 @@ def test_an_opt_state_that_starts_as_the_params_shares_nothing_with_them(key):
     assert state.opt_state["slow"]["w"].data_ptr() != state.params["w"].data_ptr()
 
 
+FEW = [images(TINY, 4, torch.float64, seed=i) for i in range(3)]
+
+
+def trained(params, rate, key, steps=2):
+    """The loss after a few steps of dropout training: what a meta-gradient differentiates."""
+    optimizer = optim.sgd(rate, momentum=0.9, weight_decay=5e-4)
+    step = train.make_step(tiny_loss, optimizer)
+    state = train.create_state(params, optimizer, key=key)
+    for i in range(steps):
+        state, _ = step(state, FEW[i])
+    return tiny_loss(state.params, FEW[-1])
+
+
+def slope(function, at, along, h=1e-5):
+    """By central differences."""
+
+    def moved(by):
+        return {name: p + by * along[name] for name, p in at.items()} if isinstance(at, dict) else at + by * along
+
+    return (function(moved(h)) - function(moved(-h))) / (2 * h)
+
+
+def test_gradients_flow_through_training_by_every_route(key):
+    """MAML's gradient: they were zero without a word, forward mode apart."""
+    params, rate = af.init(key, TINY, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)
+    along = {name: 0.01 * torch.randn_like(p) for name, p in params.items()}
+    expected = slope(lambda p: trained(p, rate, key), params, along)
+    assert abs(expected) > 1e-4
+
+    def along_of(grads):
+        return sum((grads[name] * along[name]).sum() for name in params)
+
+    by_grad = torch.func.grad(trained)(params, rate, key)
+    _, by_jvp = torch.func.jvp(lambda p: trained(p, rate, key), (params,), (along,))
+    leaves = {name: p.clone().requires_grad_() for name, p in params.items()}
+    trained(leaves, rate, key).backward()
+    for found in (along_of(by_grad), by_jvp, along_of({name: p.grad for name, p in leaves.items()})):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_gradients_flow_by_what_the_optimizer_holds(key):
+    """By the learning rate, which is no argument of the step."""
+    params, rate = af.init(key, TINY, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)
+    expected = slope(lambda r: trained(params, r, key), rate, torch.ones_like(rate))
+    by_grad = torch.func.grad(lambda r: trained(params, r, key))(rate)
+    leaf = rate.clone().requires_grad_()
+    trained(params, leaf, key).backward()
+    for found in (by_grad, leaf.grad):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    rates = torch.stack([rate, rate / 2])
+    torch.testing.assert_close(
+        torch.func.vmap(lambda r: trained(params, r, key))(rates), torch.stack([trained(params, r, key) for r in rates])
+    )
+
+
+def test_gradients_flow_by_what_the_loss_holds(key):
+    params, batch = {"w": torch.randn(3, dtype=torch.float64)}, torch.randn(3, dtype=torch.float64)
+    weight, optimizer = torch.tensor(0.5, dtype=torch.float64, requires_grad=True), optim.sgd(0.1, 0.9)
+
+    def after(weight):
+        step = train.make_step(lambda p, b, *, key=None: (p["w"] * b + weight * p["w"] ** 2).sum().square(), optimizer)
+        return step(train.create_state(params, optimizer, key=key), batch)[0].params["w"].square().sum()
+
+    after(weight).backward()
+    expected = slope(after, weight.detach(), torch.ones(()).double())
+    torch.testing.assert_close(weight.grad, expected, rtol=1e-6, atol=0)
+
+
+def test_totals_differentiate_and_evaluations_refuse(key):
+    params, batch = af.init(key, TINY, dtype=torch.float64), images(TINY, 3, torch.float64)
+    grads = torch.func.grad(lambda p: train.totals(tiny_forward, p, [batch])[0])(params)
+    expected = torch.func.grad(tiny_loss)(params, batch)
+    for name, g in expected.items():
+        torch.testing.assert_close(grads[name], 3 * g, rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match=r"an evaluation gives Python numbers, .* use train\.totals"):
+        torch.func.grad(lambda p: torch.tensor(train.evaluate(tiny_forward, p, [batch]).loss))(params)
+    watched = {name: p.requires_grad_() for name, p in params.items()}
+    assert train.evaluate(tiny_forward, watched, [batch]).count == 3
+
+
+@pytest.mark.parametrize("precision", ["tf32", "float32"])
+def test_a_precision_is_kept_or_its_loss_is_refused(key, precision):
+    """By whatever function the loss is wrapped."""
+    low = train.with_precision(tiny_loss, precision)
+    seen = []
+
+    def spied(params, batch, *, key=None):
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return tiny_loss(params, batch, key=key)
+
+    inner = train.with_precision(spied, precision)
+    wrapped = lambda params, batch, *, key=None: inner(params, batch, key=key)  # noqa: E731
+    state, batch = initial(key, torch.float32), images(TINY, 2)
+    refused = pytest.raises(ValueError, match=rf'with_precision\(loss, "{precision}"\) is differentiated where its')
+    for step in (train.make_step(wrapped, OPTIMIZER), train.make_step(None, OPTIMIZER, grad_fn=_gradient(inner))):
+        with refused:
+            step(state, batch)
+        with af.precision.tf32(precision == "tf32"):
+            step(state, batch)
+    with refused:
+        torch.func.grad(low)(state.params, batch)
+    with refused:
+        low({name: p.clone().requires_grad_() for name, p in state.params.items()}, batch)
+    for kept in (train.make_step(inner, OPTIMIZER), train.make_step(functools.partial(inner), OPTIMIZER)):
+        kept(state, batch)
+    inner(state.params, batch)  # nobody differentiates: it is computed as asked
+    assert set(seen) == {precision == "tf32"}
+
+
+def _gradient(loss):
+    return lambda params, batch, key: (torch.func.grad(loss)(params, batch), {"loss": torch.zeros(())})
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("wrong", [None, [torch.ones(2)], torch.nn.Linear(2, 2), torch.ones(2).numpy()], ids=type)
+def test_params_that_are_no_dict_are_named(key, wrong):
+    name, batch = type(wrong).__name__, images(TINY, 2)
+    for call in (
+        lambda: train.create_state(wrong, OPTIMIZER, key=key),
+        lambda: tiny_forward(wrong, batch[0]),
+        lambda: tiny_loss(wrong, batch),
+        lambda: af.per_sample.norms(wrong, batch, arch=TINY),
+        lambda: af.per_sample.dots(wrong, batch, {}, arch=TINY),
+        lambda: af.per_sample.norms(wrong, batch, loss_fn=tiny_loss),
+        lambda: af.ensemble.forward(wrong, batch[0], arch=TINY),
+        lambda: af.ensemble.stack([wrong]),
+        lambda: af.curvature.hvp(torch.sum, wrong, {}),
+        lambda: af.curvature.top_eigenvalues(torch.sum, wrong, 1, key=key),
+        lambda: af.interop.to_module(wrong, TINY),
+    ):
+        with pytest.raises(TypeError, match=f"must be a dict of tensors by name, got {name}"):
+            call()
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("length", [1, 3])
+def test_batches_that_are_no_pair_are_named(key, length):
+    params, members = af.init(key, TINY), af.ensemble.init(af.random.split(key), TINY)
+    batch = images(TINY, 2)[:1] * length
+    for call in (
+        lambda: tiny_loss(params, batch),
+        lambda: af.per_sample.norms(params, batch, arch=TINY),
+        lambda: train.evaluate(tiny_forward, params, [batch]),
+        lambda: af.ensemble.grad_fn(tiny_loss)(members, batch, key),
+        lambda: af.parallel.grad_fn(tiny_loss)(params, batch, key),
+    ):
+        with pytest.raises(ValueError, match=rf"batch must be a pair \(x, y\), got {length} parts"):
+            call()
+    with pytest.raises(ValueError, match=r"batch must be \(x, y\) or \(x, y, weights\), got 4 parts"):
+        af.privacy.dp_grad_fn(1.0, 1.0, 2.0, arch=TINY)(params, batch[:1] * 4, key)
+    with pytest.raises(TypeError, match=r"batch must be a pair \(x, y\), got Tensor"):
+        tiny_loss(params, batch[0])
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("wrong", [None, torch.optim.SGD([torch.zeros(1)], 0.1), optim.ema(0.9)], ids=type)
+def test_what_is_no_optimizer_is_named(key, wrong):
+    for call in (
+        lambda: train.make_step(tiny_loss, wrong),
+        lambda: train.create_state(af.init(key, TINY), wrong, key=key),
+    ):
+        with pytest.raises(TypeError, match=rf"must be an optim\.Optimizer, got {type(wrong).__name__}"):
+            call()
+
+
 def test_a_partial_of_a_loss_keeps_its_precision(key):
     low = functools.partial(train.with_precision(af.loss_fn, "tf32"), arch=TINY)
-    assert train._tf32_of(low) is True
+    assert af.precision.precision_of(low) == "tf32"
     private = af.privacy.dp_grad_fn(1.0, 1.0, 2.0, loss_fn=low)
     for grad_fn in (af.ensemble.grad_fn(low), af.parallel.grad_fn(low), private):
-        assert train._tf32_of(grad_fn) is True
+        assert train.make_step(None, OPTIMIZER, grad_fn=grad_fn).precision == "tf32"
 
 
 @pytest.mark.compiled
@@ -215,7 +380,7 @@ def test_a_donated_step_writes_into_the_state_and_spends_it(donated_step, key):
     pairs = zip(tensors(state), tensors(new), strict=True)
     assert all(old.data_ptr() == updated.data_ptr() for old, updated in pairs)
     assert new.step is not state.step
-    assert state.step.item() == 0
+    assert state.step.item() < 0
     for step in (donated_step, train.make_step(tiny_loss, OPTIMIZER)):
         with pytest.raises(ValueError, match="was given to a donated step before"):
             step(state, images(TINY, 8, torch.float64))

@@ -10,7 +10,8 @@ import torch
 
 from alexnet_func import checkpoint, interop
 from alexnet_func.arch import ALEXNET, Arch
-from alexnet_func.model import Params, check_named_tensors, param_shapes
+from alexnet_func.checks import check_named_tensors
+from alexnet_func.model import Params, param_shapes
 from alexnet_func.train import TrainState
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float, Float32, Int32, UInt8
 from torch import Tensor
 from torch.func import vmap
 
-from alexnet_func import random
+from alexnet_func import checks, random, tape
 
 _CHUNK = 256  # images at a time, where sums over a whole set are taken in 64 bits
 
@@ -35,9 +35,10 @@ def random_crops(
 ) -> UInt8[Tensor, "n c size size"]:
     """`vmap(random_crop)`, on a CPU by slices: gathering the pixels of photographs takes six times as long there.
 
-    Does not compile on a CPU, since it reads the positions. Errors as `random_crop`.
+    Slices read the positions: where those may not be looked at, as under a transform, it is the `vmap`. Errors as
+    `random_crop`.
     """
-    if images.device.type != "cpu":
+    if not _readable(keys, images):
         return vmap(lambda key, image: random_crop(key, image, size))(keys, images)
     corners = vmap(lambda key: _corner(key, images.shape[-2:], size))(keys)
     crops = images.new_empty(*images.shape[:-2], size, size)
@@ -152,12 +153,16 @@ def random_flip(key: random.Key, image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor,
 
 def random_flips(keys: Int32[Tensor, "n 2"], images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
     """`vmap(random_flip)`, on a CPU image by image, as `random_crops` does."""
-    if images.device.type != "cpu":
+    if not _readable(keys, images):
         return vmap(random_flip)(keys, images)
     flipped = images.clone()
     for i in vmap(random.bernoulli)(keys).nonzero().flatten().tolist():
         flipped[i] = images[i].flip(-1)
     return flipped
+
+
+def _readable(keys: Tensor, images: Tensor) -> bool:
+    return checks.visible(keys) is not None and not tape.watched(keys, images)
 
 
 def to_float(images: UInt8[Tensor, "*n c h w"]) -> Float32[Tensor, "*n c h w"]:
@@ -229,10 +234,11 @@ def rgb_components(images: UInt8[Tensor, "n 3 h w"]) -> Float32[Tensor, "3 3"]:
 
 
 def pca_noise(
-    key: random.Key, image: Float32[Tensor, "3 h w"], components: Float32[Tensor, "3 3"], sigma: float = 0.1
-) -> Float32[Tensor, "3 h w"]:
+    key: random.Key, image: Float[Tensor, "3 h w"], components: Float[Tensor, "3 3"], sigma: float = 0.1
+) -> Float[Tensor, "3 h w"]:
     """The image (0..1) plus one colour for all its pixels: `sum_i a_i lambda_i p_i`, a_i from N(0, sigma^2).
 
     `components` is `rgb_components` of the training images. Source: Krizhevsky et al. 2012, section 4.1.
     """
-    return image + (components @ (random.normal(key, (3,)) * sigma))[:, None, None]
+    amounts = random.normal(key, (3,)).to(components.dtype) * sigma
+    return image + (components @ amounts)[:, None, None]
