@@ -1,0 +1,1 @@
+"""Every public function under every transform: the value is right, or the documented error is raised."""
