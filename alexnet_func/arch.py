@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 
 from alexnet_func.layers import (
     LRN,
+    POSITIVE,
+    POSITIVE_OR_NONE,
+    STRING,
+    TUPLE,
     AdaptiveAvgPool,
     CenteredHeNormal,
     Constant,
@@ -26,6 +30,7 @@ from alexnet_func.layers import (
     MaxPool,
     Normal,
     ReLU,
+    check_fields,
 )
 from alexnet_func.layers import (
     Init as Init,
@@ -53,6 +58,8 @@ class Arch:
 
     `image_size` is the side of the square images it was designed for. Without average pooling the
     first linear layer fixes the size of the feature maps, and with it the image sizes accepted.
+
+    Raises ValueError for fields that make no sense, alone or together.
     """
 
     name: str
@@ -64,15 +71,14 @@ class Arch:
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
+        check_fields(self, "Arch: {}", name=STRING, features=TUPLE, classifier=TUPLE, pooled_size=POSITIVE_OR_NONE)
+        check_fields(self, "Arch: {}", image_size=POSITIVE, in_channels=POSITIVE, num_classes=POSITIVE)
         last = self.classifier[-1] if self.classifier else None
         if not (isinstance(last, Linear) and last.out_features is None):
             raise ValueError(f"the last layer of {self.name} must be Linear(None), got {last}")
-        for name in ("image_size", "in_channels", "num_classes"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
         for section, kinds in (("features", _FEATURE_KINDS), ("classifier", _CLASSIFIER_KINDS)):
             for layer in getattr(self, section):
-                if not isinstance(layer, kinds):
+                if type(layer) not in kinds:
                     raise ValueError(f"{section} of {self.name} may not hold {layer!r}")
         place(self, _native_shape(self))
 
@@ -96,7 +102,7 @@ class Arch:
         """The arch that `to_json` wrote. Raises ValueError for anything else."""
         try:
             arch = _decode(json.loads(text))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(f"not the JSON of an arch: {error}") from error
         if not isinstance(arch, Arch):
             raise ValueError(f"not the JSON of an arch but of {type(arch).__name__}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from alexnet_func.arch import (
     ALEXNET,
@@ -26,7 +27,8 @@ from alexnet_func.arch import (
     param_shapes,
     place,
 )
-from alexnet_func.model import Params, check_named_tensors
+from alexnet_func.checks import check_named_tensors, shapes_of
+from alexnet_func.model import Params
 
 PureForward = Callable[..., Any]
 
@@ -35,31 +37,89 @@ def from_module(module: nn.Module) -> tuple[PureForward, Params, Params]:
     """Any module as `(forward, params, buffers)`, with `forward(params, buffers, *args, **kwargs)` pure.
 
     The dicts hold copies: training the module afterwards changes neither them nor `forward`. Inputs and outputs are
-    those of the module's own forward; with `torch.func.functional_call` underneath, every transform applies.
+    those of the module's own forward; with `torch.func.functional_call` underneath, every transform applies. Tensors
+    that the module makes of its parameters while it runs, as weight and spectral norm and pruning do, follow the
+    parameters given.
 
-    Raises ValueError, naming the submodules, for a module in training mode that has dropout, batch norm or other
-    buffers, since it would draw hidden randomness or change them; and from `forward` for missing, unknown or misshapen
-    tensors. A module that draws by itself, as `F.dropout` in its forward does, cannot be seen: call `eval()` first.
+    Raises TypeError for what is no module; ValueError, naming the submodules, for a module in training mode that has
+    dropout, batch norm or other buffers, since it would draw hidden randomness or change them, for lazy parameters and
+    for `torch.jit`; and from `forward` for missing, unknown or misshapen tensors, and where it uses a tensor that was
+    made of parameters before. A module that draws by itself, as `F.dropout` in its forward does, cannot be seen: call
+    `eval()` first.
     """
-    impure = [f"{name or type(part).__name__} ({type(part).__name__})" for name, part in _impure_parts(module)]
-    if impure:
-        raise ValueError(f"not pure in training mode: {', '.join(impure)}; call module.eval() first")
+    _check_liftable(module)
     params = {name: p.detach().clone() for name, p in module.named_parameters()}
     buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
-    shapes = {name: tuple(t.shape) for name, t in (params | buffers).items()}
-    # deepcopy takes what the memo holds for a copy: no weight is duplicated, and tied weights stay tied.
-    hollow: dict[int, Tensor] = {
-        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()
-    }
-    hollow |= {id(b): b.detach().to("meta") for b in module.buffers()}
-    skeleton = copy.deepcopy(module, hollow)
+    shapes = shapes_of(params | buffers)
+    skeleton = _hollow(module)
+    derived = [
+        (part, name, value)
+        for part in skeleton.modules()
+        for name, value in vars(part).items()
+        if name == "_flat_weights" or (isinstance(value, Tensor) and value.is_meta)
+    ]
 
     def forward(params: Params, buffers: Params, *args: Any, **kwargs: Any) -> Any:
         tensors = {**params, **buffers}
         check_named_tensors(shapes, tensors, f"tensors of {type(module).__name__}")
-        return functional_call(skeleton, tensors, args, kwargs)
+        try:
+            return functional_call(skeleton, tensors, args, kwargs)
+        except (RuntimeError, NotImplementedError) as error:
+            names = ", ".join(f"{name} of {type(part).__name__}" for part, name, _ in derived)
+            if names and "meta" in str(error):
+                raise ValueError(f"made of parameters before forward, which uses it: {names}; make it there") from error
+            raise
+        finally:
+            for part, name, value in derived:
+                setattr(part, name, value)
 
     return forward, params, buffers
+
+
+def _check_liftable(module: nn.Module) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
+    if scripted := [
+        name or "itself" for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)
+    ]:
+        raise ValueError(f"made by torch.jit, which hides its forward: {', '.join(scripted)}; lift the original module")
+    if lazy := [name for name, p in module.named_parameters() if nn.parameter.is_lazy(p)]:
+        raise ValueError(f"not initialised: {', '.join(lazy)}; call the module on an example first")
+    impure = [f"{name or type(part).__name__} ({type(part).__name__})" for name, part in _impure_parts(module)]
+    if impure:
+        raise ValueError(f"not pure in training mode: {', '.join(impure)}; call module.eval() first")
+
+
+class _Hollowing(TorchFunctionMode):
+    """Within it the deepcopy of a tensor that autograd made of others, which torch refuses, is one without values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Copies such a tensor, and leaves everything else as it is."""
+        if func is Tensor.__deepcopy__ and args[0].grad_fn is not None:
+            return args[0].detach().to("meta")
+        return func(*args, **(kwargs or {}))
+
+
+def _hollow(module: nn.Module) -> nn.Module:
+    """A copy of `module` whose parameters and buffers have no values, tied where the module's are."""
+    # deepcopy takes what the memo holds for a copy: no weight is duplicated, and tied weights stay tied.
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()
+    }
+    memo |= {id(b): b.detach().to("meta") for b in module.buffers()}
+    try:
+        with _Hollowing():
+            skeleton = copy.deepcopy(module, memo)
+    except TypeError as error:
+        raise ValueError(f"{type(module).__name__} cannot be copied: {error}") from error
+    for part in skeleton.modules():
+        if isinstance(part, nn.RNNBase):  # which runs on a list of its own of the parameters it was built with
+            part.register_forward_pre_hook(_flatten_again)
+    return skeleton
+
+
+def _flatten_again(part: nn.RNNBase, args: Any) -> None:
+    part._flat_weights = [getattr(part, name) for name in part._flat_weights_names]
 
 
 class AlexNet(nn.Module):

@@ -1,10 +1,13 @@
 """Layers as data: frozen records of what a layer is, and of how its parameters start.
 
-Nothing here computes. Records compare and hash by value, and raise ValueError where a field makes no sense.
+Nothing here computes. Records compare and hash by value, and raise ValueError where a field makes no sense. Fields are
+plain Python values: a NumPy or torch scalar is refused, since it would not come back from JSON as it was.
 """
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 
 @dataclass(frozen=True)
@@ -12,6 +15,9 @@ class Normal:
     """Draw from N(0, std^2)."""
 
     std: float
+
+    def __post_init__(self) -> None:
+        check_fields(self, std=NON_NEGATIVE_NUMBER)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,9 @@ class Constant:
 
     value: float
 
+    def __post_init__(self) -> None:
+        check_fields(self, value=NUMBER)
+
 
 Init = Normal | HeNormal | CenteredHeNormal | FanInUniform | Constant
 
@@ -56,9 +65,8 @@ class Conv:
     bias: Init = FanInUniform()
 
     def __post_init__(self) -> None:
-        _check_positive(self, "out_channels", "kernel_size", "stride", "groups")
-        if self.padding < 0:
-            raise ValueError(f"padding of Conv must not be negative, got {self.padding}")
+        check_fields(self, out_channels=POSITIVE, kernel_size=POSITIVE, stride=POSITIVE, groups=POSITIVE)
+        check_fields(self, padding=NON_NEGATIVE, weight=INIT, bias=INIT)
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,7 @@ class Linear:
     bias: Init = FanInUniform()
 
     def __post_init__(self) -> None:
-        if self.out_features is not None:
-            _check_positive(self, "out_features")
+        check_fields(self, out_features=POSITIVE_OR_NONE, weight=INIT, bias=INIT)
 
 
 @dataclass(frozen=True)
@@ -94,9 +101,8 @@ class LRN:
     convention: Literal["sum", "mean"]
 
     def __post_init__(self) -> None:
-        _check_positive(self, "size")
-        if self.convention not in ("sum", "mean"):
-            raise ValueError(f'LRN convention must be "sum" or "mean", got {self.convention!r}')
+        check_fields(self, size=POSITIVE, alpha=NON_NEGATIVE_NUMBER, beta=NON_NEGATIVE_NUMBER, k=NON_NEGATIVE_NUMBER)
+        check_fields(self, "LRN {}", convention=one_of("sum", "mean"))
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class MaxPool:
     ceil_mode: bool = False
 
     def __post_init__(self) -> None:
-        _check_positive(self, "kernel_size", "stride")
+        check_fields(self, kernel_size=POSITIVE, stride=POSITIVE, ceil_mode=BOOL)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class AdaptiveAvgPool:
     output_size: int
 
     def __post_init__(self) -> None:
-        _check_positive(self, "output_size")
+        check_fields(self, output_size=POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -128,23 +134,48 @@ class Flatten:
 
 @dataclass(frozen=True)
 class Dropout:
-    """Zero each value with probability `rate` and divide the kept ones by `1 - rate`.
-
-    Raises ValueError for a rate outside [0, 1).
-    """
+    """Zero each value with probability `rate`, of [0, 1), and divide the kept ones by `1 - rate`."""
 
     rate: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate < 1:
-            raise ValueError(f"dropout rate must lie in [0, 1), got {self.rate}")
+        check_fields(self, "dropout {}", rate=PROBABILITY)
 
 
 Layer = Conv | Linear | ReLU | LRN | MaxPool | AdaptiveAvgPool | Flatten | Dropout
 
 
-def _check_positive(record: Any, *names: str) -> None:
-    for name in names:
+class Rule(NamedTuple):
+    """What a kind of field accepts, in words and as a predicate. A bool is no number, and types are exact."""
+
+    accepted: str
+    holds: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def one_of(*names: str) -> Rule:
+    """The rule of a field that takes one of a few strings."""
+    return Rule("must be " + " or ".join(f'"{name}"' for name in names), lambda v: type(v) is str and v in names)
+
+
+POSITIVE = Rule("must be a positive integer", lambda v: type(v) is int and v > 0)
+POSITIVE_OR_NONE = Rule("must be a positive integer or None", lambda v: v is None or POSITIVE.holds(v))
+NON_NEGATIVE = Rule("must be a non-negative integer", lambda v: type(v) is int and v >= 0)
+NUMBER = Rule("must be a finite number", _is_number)
+NON_NEGATIVE_NUMBER = Rule("must be a finite non-negative number", lambda v: _is_number(v) and v >= 0)
+PROBABILITY = Rule("must lie in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1)
+BOOL = Rule("must be a bool", lambda v: type(v) is bool)
+STRING = Rule("must be a string", lambda v: type(v) is str)
+TUPLE = Rule("must be a tuple of layers", lambda v: type(v) is tuple)
+INIT = Rule("must be an initialisation such as Normal(0.01)", lambda v: type(v) in get_args(Init))
+
+
+def check_fields(record: Any, subject: str = "{} of {}", /, **rules: Rule) -> None:
+    """Raises ValueError for the first field that breaks its rule; `subject` says what it is in the error."""
+    for name, rule in rules.items():
         value = getattr(record, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} of {type(record).__name__} must be a positive integer, got {value!r}")
+        if not rule.holds(value):
+            raise ValueError(f"{subject.format(name, type(record).__name__)} {rule.accepted}, got {value!r}")

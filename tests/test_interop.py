@@ -1,10 +1,16 @@
+import functools
+import gc
+import threading
+import warnings
+
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 import torchvision
 from torch import nn
-from torch.func import grad, vmap
+from torch.func import grad, jvp, vmap
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import alexnet_func as af
 from alexnet_func import interop
@@ -76,10 +82,227 @@ def test_modules_in_training_mode_are_refused_by_name():
         interop.from_module(torchvision.models.resnet18())
     with pytest.raises(ValueError, match=r"LSTM \(LSTM\)"):
         interop.from_module(nn.LSTM(2, 3, num_layers=2, dropout=0.1))
-    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
     with pytest.raises(ValueError, match=r"_SpectralNorm"):
-        interop.from_module(spectral)
+        interop.from_module(parametrizations.spectral_norm(nn.Linear(3, 3)))
+    with pytest.raises(ValueError, match=r"1 \(Linear\); call module\.eval"):
+        interop.from_module(nn.Sequential(nn.ReLU(), nn.utils.spectral_norm(nn.Linear(3, 3))))
     interop.from_module(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))  # pure in training mode too
+
+
+class Symmetric(nn.Module):
+    def forward(self, x):
+        return x.triu() + x.triu(1).T
+
+
+def symmetric():
+    module = nn.Linear(3, 3)
+    parametrize.register_parametrization(module, "weight", Symmetric())
+    return module
+
+
+def with_weight_norm(module, name="weight", dim=0):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(module, name, dim)
+
+
+def pruned(method, **options):
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    method(module[0], "weight", **options)
+    prune.l1_unstructured(module[0], "weight", amount=1)
+    prune.global_unstructured([(module[2], "weight"), (module[2], "bias")], prune.L1Unstructured, amount=4)
+    return module
+
+
+LIFTED = {
+    "weight norm by a hook": lambda: nn.Sequential(with_weight_norm(nn.Linear(3, 3)), nn.Tanh()),
+    "weight norm of the whole": lambda: nn.Sequential(with_weight_norm(nn.Linear(3, 3), dim=None), nn.Tanh()),
+    "weight norm": lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3)), nn.Tanh()),
+    "spectral norm by a hook": lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 3)), nn.Tanh()),
+    "spectral norm": lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(3, 3)), nn.Tanh()),
+    "orthogonal": lambda: parametrizations.orthogonal(nn.Linear(3, 3)),
+    "symmetric": symmetric,
+    "pruned": lambda: pruned(prune.random_unstructured, amount=2),
+    "pruned by structure": lambda: pruned(prune.ln_structured, amount=0.5, n=2, dim=0),
+    "pruned by identity": lambda: pruned(prune.identity),
+    "pruned by a mask": lambda: pruned(prune.custom_from_mask, mask=torch.eye(4, 3)),
+    "a function": lambda: Holding(torch.sin),
+    "a closure over something else": lambda: Holding(lambda x, two=2: two * x),
+    "a bound method": lambda: Holding(None),
+}
+
+
+class Holding(nn.Module):
+    """Applies a function that it holds as an attribute, by default a method of its own."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.function = function or functools.partial(self.twice, times=2)
+
+    def twice(self, x, times):
+        return times * self.linear(x)
+
+    def forward(self, x):
+        return self.function(self.linear(x))
+
+
+def first(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+def own_output(module, x):
+    return first(module.requires_grad_(False)(x))  # for which torch takes other kernels, as for lifted parameters
+
+
+def loop_of_gradients(make, x):
+    """The module's own, an example a backward."""
+    each = []
+    for i in range(len(x)):
+        module = make()
+        first(module(x[i : i + 1])).square().sum().backward()
+        each.append({name: p.grad for name, p in module.named_parameters()})
+    return {name: torch.stack([g[name] for g in each]) for name in each[0]}
+
+
+def live_tensors():
+    gc.collect()
+    return [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+
+
+def remake(name):
+    """The same module at every call, never run."""
+    torch.manual_seed(1)
+    return LIFTED[name]().double().eval()
+
+
+@pytest.mark.parametrize("name", LIFTED)
+def test_modules_of_every_kind_lift_and_their_derivatives_are_autograds(name):
+    make = functools.partial(remake, name)
+    forward, params, buffers = interop.from_module(make())
+    x = torch.randn(4, 3, dtype=torch.float64)
+    expected = own_output(make(), x)
+    for _ in range(2):
+        assert torch.equal(first(forward(params, buffers, x)), expected)
+    assert not first(forward(params, buffers, x)).requires_grad
+
+    def loss(params, batch):
+        return first(forward(params, buffers, batch[0][None])).square().sum()
+
+    each = loop_of_gradients(make, x)
+    assert set(params) == set(each)
+    per_sample = af.per_sample.grads(params, (x,), loss_fn=loss)
+    whole = grad(lambda p: first(forward(p, buffers, x)).square().sum())(params)
+    for n, g in each.items():
+        torch.testing.assert_close(per_sample[n], g)
+        torch.testing.assert_close(whole[n], g.sum(0))
+    if not name.startswith("weight norm"):  # of which torch has no forward derivative
+        tangent = {n: torch.randn_like(p) for n, p in params.items()}
+        _, directional = jvp(lambda p: first(forward(p, buffers, x)).square().sum(), (params,), (tangent,))
+        torch.testing.assert_close(directional, sum((g * tangent[n]).sum() for n, g in whole.items()))
+    torch.testing.assert_close(vmap(lambda x: first(forward(params, buffers, x[None]))[0])(x), expected)
+    assert torch.equal(first(forward(params, buffers, x)), expected)
+
+
+@pytest.mark.parametrize("name", LIFTED)
+def test_the_original_is_left_alone_and_training_it_changes_nothing(name):
+    module, x = remake(name), torch.randn(4, 3, dtype=torch.float64)
+    module(x)
+    before = [(part, dict(vars(part))) for part in module.modules()]
+    forward, params, buffers = interop.from_module(module)
+    expected = first(forward(params, buffers, x))
+    grad(lambda p: first(forward(p, buffers, x)).sum())(params)
+    for part, attributes in before:
+        assert list(vars(part)) == list(attributes)
+        assert all(vars(part)[n] is value for n, value in attributes.items())
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.zero_()
+    assert torch.equal(first(forward(params, buffers, x)), expected)
+
+
+def test_calls_leave_no_tensor_behind():
+    lifted = [(*interop.from_module(remake(name)), torch.randn(4, 3, dtype=torch.float64)) for name in LIFTED]
+    counts = []
+    for _ in range(3):
+        for forward, params, buffers, x in lifted:
+            vmap(lambda x: grad(lambda p: first(forward(p, buffers, x[None])).sum())(params))(x)  # noqa: B023
+            first(forward({n: p.clone().requires_grad_() for n, p in params.items()}, buffers, x)).sum().backward()
+        counts.append(len(live_tensors()))
+    assert counts[0] == counts[1] == counts[2]
+    for forward, *_ in lifted:
+        skeleton = next(cell.cell_contents for cell in forward.__closure__ if isinstance(cell.cell_contents, nn.Module))
+        held = [t for part in skeleton.modules() for t in vars(part).values() if isinstance(t, torch.Tensor)]
+        assert all(t.is_meta for t in held)
+
+
+@pytest.mark.parametrize("wrap", [with_weight_norm, parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_no_weight_is_held_twice(wrap):
+    module = nn.Sequential(wrap(nn.Linear(200, 200))).eval()
+    before = {id(t) for t in live_tensors()}
+    forward, params, buffers = interop.from_module(module)
+    held = sum(t.numel() for t in live_tensors() if id(t) not in before and t.device.type != "meta")
+    assert held == sum(t.numel() for t in (*params.values(), *buffers.values()))
+    assert torch.equal(forward(params, buffers, torch.ones(200)), module(torch.ones(200)))
+
+
+RECURRENT = {
+    "rnn": lambda: nn.RNN(3, 4, 2, batch_first=True),
+    "gru": lambda: nn.GRU(3, 4, 2, batch_first=True),
+    "lstm": lambda: nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True),
+    "lstm with projections": lambda: nn.LSTM(3, 4, proj_size=2, batch_first=True),
+    "lstm with weight norm": lambda: parametrizations.weight_norm(nn.LSTM(3, 4, batch_first=True), "weight_hh_l0"),
+    "gru cell": lambda: nn.GRUCell(3, 4),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_modules_lift_with_their_gradients(name):
+    module = RECURRENT[name]().double().eval()
+    x = torch.randn(*([4, 3] if "cell" in name else [4, 5, 3]), dtype=torch.float64)
+    forward, params, buffers = interop.from_module(module)
+    ours = grad(lambda p: first(forward(p, buffers, x)).square().sum())(params)
+    first(module(x)).square().sum().backward()
+    torch.testing.assert_close(ours, {name: p.grad for name, p in module.named_parameters()})
+    torch.testing.assert_close(first(forward(params, buffers, x)), own_output(module, x))
+
+
+class Scaled(nn.Linear):
+    """Makes a tensor from its weight once, for all its calls."""
+
+    def __init__(self, make):
+        super().__init__(3, 3)
+        self.scale = make(self.weight)
+
+    def forward(self, x):
+        return super().forward(x) * first(self.scale)
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("make", [torch.exp, lambda w: w[0]])
+def test_a_tensor_made_from_parameters_once_may_be_held_but_not_used(make):
+    forward, params, buffers = interop.from_module(nn.Sequential(Scaled(make)))
+    for call in (forward, lambda p, b, x: grad(lambda p: forward(p, b, x).sum())(p)):
+        with pytest.raises(ValueError, match="made of parameters before forward, which uses it: scale of Scaled"):
+            call(params, buffers, torch.ones(3))
+    forward, params, buffers = interop.from_module(Scaled(lambda w: w.detach().clone()[0]))
+    assert forward(params, buffers, torch.ones(3)).shape == (3,)
+
+
+@pytest.mark.errors
+def test_what_cannot_be_lifted_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"module must be an nn\.Module, got function"):
+        interop.from_module(first)
+    with pytest.raises(ValueError, match=r"not initialised: 0\.weight, 0\.bias; call the module on an example first"):
+        interop.from_module(nn.Sequential(nn.LazyLinear(3)))
+    scripted = torch.jit.script(nn.Linear(3, 3))
+    for module, name in ((scripted, "itself"), (nn.Sequential(nn.ReLU(), scripted), "1")):
+        with pytest.raises(ValueError, match=rf"made by torch\.jit.*: {name}; lift the original module"):
+            interop.from_module(module)
+    locked = nn.Sequential(nn.ReLU())
+    locked[0].lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"Sequential cannot be copied: cannot pickle '_thread\.lock'"):
+        interop.from_module(locked)
 
 
 @pytest.mark.errors
