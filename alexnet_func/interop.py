@@ -3,7 +3,7 @@
 import copy
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +51,23 @@ def from_module(module: nn.Module) -> tuple[PureForward, Params, Params]:
     params = {name: p.detach().clone() for name, p in module.named_parameters()}
     buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
     shapes = shapes_of(params | buffers)
+    kind = type(module).__name__  # without keeping the module, and its weights, in memory
     skeleton = _hollow(module)
     derived = [
         (part, name, value)
         for part in skeleton.modules()
         for name, value in vars(part).items()
-        if name == "_flat_weights" or (isinstance(value, Tensor) and value.is_meta)
+        if name == "_flat_weights" or isinstance(value, Tensor)
     ]
 
     def forward(params: Params, buffers: Params, *args: Any, **kwargs: Any) -> Any:
         tensors = {**params, **buffers}
-        check_named_tensors(shapes, tensors, f"tensors of {type(module).__name__}")
+        check_named_tensors(shapes, tensors, f"tensors of {kind}")
         try:
             return functional_call(skeleton, tensors, args, kwargs)
         except (RuntimeError, NotImplementedError) as error:
-            names = ", ".join(f"{name} of {type(part).__name__}" for part, name, _ in derived)
+            hollow = [(part, name) for part, name, value in derived if isinstance(value, Tensor) and value.is_meta]
+            names = ", ".join(f"{name} of {type(part).__name__}" for part, name in hollow)
             if names and "meta" in str(error):
                 raise ValueError(f"made of parameters before forward, which uses it: {names}; make it there") from error
             raise
@@ -91,12 +93,18 @@ def _check_liftable(module: nn.Module) -> None:
 
 
 class _Hollowing(TorchFunctionMode):
-    """Within it the deepcopy of a tensor that autograd made of others, which torch refuses, is one without values."""
+    """Within it copies of tensors made of others, by autograd or by sharing their memory, have no values."""
+
+    def __init__(self, others: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.memory = {t.untyped_storage().data_ptr() for t in others}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Copies such a tensor, and leaves everything else as it is."""
-        if func is Tensor.__deepcopy__ and args[0].grad_fn is not None:
-            return args[0].detach().to("meta")
+        if func is Tensor.__deepcopy__:
+            tensor = args[0]
+            if tensor.grad_fn is not None or tensor.untyped_storage().data_ptr() in self.memory:
+                return tensor.detach().to("meta")
         return func(*args, **(kwargs or {}))
 
 
@@ -108,7 +116,7 @@ def _hollow(module: nn.Module) -> nn.Module:
     }
     memo |= {id(b): b.detach().to("meta") for b in module.buffers()}
     try:
-        with _Hollowing():
+        with _Hollowing([*module.parameters(), *module.buffers()]):
             skeleton = copy.deepcopy(module, memo)
     except TypeError as error:
         raise ValueError(f"{type(module).__name__} cannot be copied: {error}") from error

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from parity import compute, problems, report
+from parity.compositions import table
+from parity.compositions.subjects import Subject
 from parity.criteria import Verdict
 
 RESULTS = Path("parity") / "results"
@@ -34,10 +36,13 @@ def main() -> int:
         for problem in problems.problems(options.device)
         if fnmatch.fnmatchcase(problem.name, options.only) and (problem.quick or not options.quick)
     ]
-    if not chosen:
+    functions = list(table.chosen(options.only, options.quick)) if options.device == "cpu" else []
+    if not (chosen or functions):
         parser.error(f"no problem matches {options.only!r}; --list shows them")
     if options.list:
         print(*(problem.name for problem in chosen), sep="\n")
+        for subject, transforms in functions:
+            print(*(table.name(subject, transform) for transform in transforms), sep="\n")
         return 0
     if options.device == "cuda" and not torch.cuda.is_available():
         print("--device cuda: torch sees no CUDA device", file=sys.stderr)
@@ -49,13 +54,31 @@ def main() -> int:
     print(*(f"{name}: {value}" for name, value in about.items()), sep="\n")
     rows = _on_terminal(chosen, options.device) if sys.stdout.isatty() else _as_lines(chosen, options.device)
     print(report.summary(rows))
+    cells = _compositions(functions)
     whole = options.only == "*" and not options.quick
     folder = options.out or (RESULTS if whole else None)
     if folder is not None:
-        report.write(rows, about, folder, options.device)
+        report.write(rows, cells, about, folder, options.device)
     if options.plot:
         report.plot(rows, folder or Path(), options.device)
-    return 1 if any(row.status == "FAIL" for row in rows) else 0
+    failed = any(row.status == "FAIL" for row in rows) or any(cell.outcome == "WRONG" for cell in cells)
+    return 1 if failed else 0
+
+
+def _compositions(functions: Sequence[tuple[Subject, list[str]]]) -> list[table.Cell]:
+    """A line a function, and one for each cell that is wrong."""
+    cells = []
+    for subject, transforms in functions:
+        row = table.row(subject, transforms)
+        cells += row
+        wrong = [cell for cell in row if cell.outcome == "WRONG"]
+        seconds = sum(cell.seconds for cell in row)
+        print(f"{'FAIL' if wrong else 'pass'}  {subject.name}: {table.summary(row)}  ({seconds:.1f} s)", flush=True)
+        for cell in wrong:
+            print(f"FAIL  {table.name(subject, cell.transform)}: {cell.detail}")
+    if cells:
+        print(f"compositions: {table.summary(cells)}")
+    return cells
 
 
 def _as_lines(chosen: Sequence[problems.Problem], device: str) -> list[report.Row]:

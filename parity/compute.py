@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import alexnet_func as af
-from parity import criteria, ours, theirs
+from parity import criteria, ours, theirs, training
 from parity.criteria import Verdict
 from parity.draws import both_draws
 from parity.inputs import Inputs, Tensors, inputs, to_cpu
@@ -22,6 +22,8 @@ def solve(problem: Problem, device: str) -> Verdict:
     """Computes both sides under `pinned` flags and judges them."""
     if problem.quantity == "random draws":
         return criteria.bitwise(*both_draws())
+    if problem.quantity in training.BOTH:
+        return criteria.close(*training.BOTH[problem.quantity](), tolerance=1e-10)
     with pinned(tf32=False):
         given = inputs(problem, device)
         if problem.quantity == "dropout masks":

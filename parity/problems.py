@@ -18,6 +18,11 @@ Quantity = Literal[
     "1 step",
     "20 steps",
     "trajectory",
+    "sgd steps",
+    "adamw steps",
+    "maml gradient",
+    "by learning rate",
+    "by weight decay",
 ]
 Against = Literal["module", "numpy", "jax", "cpu module", "module without cudnn"]
 MemoryFormat = Literal["contiguous", "channels_last"]
@@ -69,6 +74,8 @@ def problems(device: str = "cpu") -> Iterator[Problem]:
     yield from _transforms()
     yield from _routes()
     yield from _training(device)
+    if device == "cpu":
+        yield from _differentiated_training()
 
 
 def _eager(device: str) -> Iterator[Problem]:
@@ -149,3 +156,13 @@ def _training(device: str) -> Iterator[Problem]:
         yield Problem(arch, "trajectory", "float32", "donated", "module", "band", shape, True, False, "channels_last")
     for arch in ("alexnet_2012", "caffenet"):
         yield Problem(arch, "trajectory", "float32", "eager", "module", "band", _square(arch, 2), True)
+
+
+def _differentiated_training() -> Iterator[Problem]:
+    """By optax, of `training.SMALL`: "gradients" of the whole run, not of a step of it."""
+    quantities: tuple[Quantity, ...] = (
+        *("sgd steps", "adamw steps"),
+        *("maml gradient", "by learning rate", "by weight decay"),
+    )
+    for quantity in quantities:
+        yield Problem("small", quantity, "float64", "eager", "jax", "close", (8, 15, 15), dropout=True, quick=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from parity.compositions import table as compositions
 from parity.criteria import Verdict
 from parity.problems import Problem
 
@@ -63,7 +64,9 @@ def summary(rows: Sequence[Row]) -> str:
     return f"{counts['pass']} passed, {counts['FAIL']} failed, {counts['skip']} skipped"
 
 
-def write(rows: Sequence[Row], about: Mapping[str, str], folder: Path, device: str) -> None:
+def write(
+    rows: Sequence[Row], cells: Sequence[compositions.Cell], about: Mapping[str, str], folder: Path, device: str
+) -> None:
     """Writes `folder/<device>.json` and `folder/<device>.md`."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = [
@@ -72,9 +75,10 @@ def write(rows: Sequence[Row], about: Mapping[str, str], folder: Path, device: s
         | ({} if row.verdict is None else _finite(row.verdict))
         for row in rows
     ]
-    text = json.dumps({"about": dict(about), "summary": summary(rows), "rows": entries}, indent=1)
+    found = {"compositions": [c._asdict() | {"seconds": round(c.seconds, 1)} for c in cells]} if cells else {}
+    text = json.dumps({"about": dict(about), "summary": summary(rows), "rows": entries, **found}, indent=1)
     (folder / f"{device}.json").write_text(text + "\n")
-    (folder / f"{device}.md").write_text(_markdown(rows, about, device))
+    (folder / f"{device}.md").write_text(_markdown(rows, cells, about, device))
 
 
 def plot(rows: Sequence[Row], folder: Path, device: str) -> None:
@@ -140,7 +144,7 @@ def _cells(row: Row) -> list[str]:
     return [*cells, f"{v.share:.2g}", v.worst, f"{v.ulp:.3g}", f"{max(0.0, 1 - v.cosine):.1e}"]
 
 
-def _markdown(rows: Sequence[Row], about: Mapping[str, str], device: str) -> str:
+def _markdown(rows: Sequence[Row], cells: Sequence[compositions.Cell], about: Mapping[str, str], device: str) -> str:
     command = "python -m parity" + ("" if device == "cpu" else f" --device {device}")
     lines = [f"# Parity on {device}: {summary(rows)}", "", f"Made by `{command}`.", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()]
@@ -149,6 +153,7 @@ def _markdown(rows: Sequence[Row], about: Mapping[str, str], device: str) -> str
         "| " + " | ".join(HEADINGS) + " |",
         "|---" * len(HEADINGS) + "|",
         *("| " + " | ".join([row.status, *_cells(row)]) + " |" for row in rows),
+        *(["", *compositions.markdown(cells)] if cells else []),
     ]
     return "\n".join(lines) + "\n"
 

@@ -279,7 +279,7 @@ class Scaled(nn.Linear):
 
 
 @pytest.mark.errors
-@pytest.mark.parametrize("make", [torch.exp, lambda w: w[0]])
+@pytest.mark.parametrize("make", [torch.exp, lambda w: w[0], lambda w: w.detach()[0]])
 def test_a_tensor_made_from_parameters_once_may_be_held_but_not_used(make):
     forward, params, buffers = interop.from_module(nn.Sequential(Scaled(make)))
     for call in (forward, lambda p, b, x: grad(lambda p: forward(p, b, x).sum())(p)):

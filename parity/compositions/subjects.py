@@ -303,25 +303,31 @@ def curvature() -> Iterator[Subject]:
 
 
 def random() -> Iterator[Subject]:
-    """`random`: the same bits inside every transform, and slopes by the bounds and the logits."""
+    """`random`: the same numbers inside every transform. Their slopes by bounds and logits are float32's, too coarse here."""
     r = af.random
-    drawn: Mapping[str, Callable[[Tensor, Tensor], Any]] = {
-        "key": lambda key, s: r.key(7),
-        "split": lambda key, s: r.split(key, (2, 3)),
-        "fold_in": lambda key, s: r.fold_in(key, 9),
-        "bits": lambda key, s: r.bits(key, 5),
-        "normal": lambda key, s: r.normal(key, (5,)),
-        "bernoulli": lambda key, s: r.bernoulli(key, 0.4, (5,)),
-        "randint": lambda key, s: r.randint(key, (5,), -7, 9),
-        "permutation": lambda key, s: r.permutation(key, 6),
-        "gumbel": lambda key, s: r.gumbel(key, (5,)),
-        "exponential": lambda key, s: r.exponential(key, (5,)),
-        "uniform_segments": lambda key, s: r.uniform_segments(r.split(key), (3, 2)),
+    drawn: Mapping[str, Callable[[Tensor], Any]] = {
+        "key": lambda key: r.key(7),
+        "split": lambda key: r.split(key, (2, 3)),
+        "fold_in": lambda key: r.fold_in(key, 9),
+        "bits": lambda key: r.bits(key, 5),
+        "normal": lambda key: r.normal(key, (5,)),
+        "bernoulli": lambda key: r.bernoulli(key, 0.4, (5,)),
+        "randint": lambda key: r.randint(key, (5,), -7, 9),
+        "permutation": lambda key: r.permutation(key, 6),
+        "gumbel": lambda key: r.gumbel(key, (5,)),
+        "exponential": lambda key: r.exponential(key, (5,)),
+        "uniform": lambda key: r.uniform(key, 5, -1.0, 2.0),
+        "truncated_normal": lambda key: r.truncated_normal(key, -1.0, 2.0, (5,)),
+        "choice": lambda key: r.choice(key, 7, (5,), replace=False),
+        "choice, p": lambda key: r.choice(key, 3, (5,), p=torch.tensor([0.2, 0.3, 0.5])),
+        "categorical": lambda key: r.categorical(key, torch.tensor([0.2, 0.3, 0.5]), shape=(5,)),
+        "clone, key_data, wrap_key_data": lambda key: r.wrap_key_data(r.key_data(r.clone(key))),
+        "uniform_segments": lambda key: r.uniform_segments(r.split(key), (3, 2)),
     }
     for name, draw in drawn.items():
 
         def scaled(t: Tensor, key: Tensor, draw: Any = draw) -> Tensor:
-            return readout(draw(key, t[2])) * t.sum()
+            return readout(draw(key)) * t.sum()
 
         yield Subject(f"random.{name}", scaled, quick=name == "bits")
 

@@ -1,5 +1,6 @@
 """The table of compositions: one cell a function and a transform, with its outcome."""
 
+import fnmatch
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from parity.compositions.transforms import OUTPUTS, TRANSFORMS, Given, given
 TOLERANCE = {0: 1e-12, 1: 1e-7, 2: 1e-4}
 
 
+MARKS = {"right": ".", "refused": "R", "left out": "-", "WRONG": "W"}
+
+
 class Cell(NamedTuple):
     """What came of a function under a transform: "right", "refused", "left out" or "WRONG", and a line on it."""
 
@@ -25,15 +29,30 @@ class Cell(NamedTuple):
     seconds: float
 
 
-def cells(quick: bool = False) -> Iterator[Cell]:
-    """Every function under every transform; quickly the chosen functions, and none of them compiled."""
+def chosen(pattern: str = "*", quick: bool = False) -> Iterator[tuple[Subject, list[str]]]:
+    """The functions with the transforms under which `name` matches; quickly some of them, and none compiled."""
     for subject in subjects():
-        if quick and not subject.quick:
-            continue
+        if subject.quick or not quick:
+            slow = {"compile(grad)"} if quick else set()
+            found = [t for t in TRANSFORMS if t not in slow and fnmatch.fnmatchcase(name(subject, t), pattern)]
+            if found:
+                yield subject, found
+
+
+def name(subject: Subject, transform: str) -> str:
+    """One line, unique."""
+    return f"{subject.name} under {transform}"
+
+
+def row(subject: Subject, transforms: Sequence[str]) -> list[Cell]:
+    """The cells of one function."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so little is computed that a second one makes the first wait
+    try:
         made = given(subject.function, SIZE, OUTPUTS)
-        for transform in TRANSFORMS:
-            if not (quick and transform == "compile(grad)"):
-                yield cell(subject, transform, made)
+        return [cell(subject, transform, made) for transform in transforms]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def cell(subject: Subject, transform: str, made: Given) -> Cell:
@@ -72,6 +91,31 @@ def _verdict(subject: Subject, transform: str, found: Tensor, made: Given) -> tu
     return "right" if right else "WRONG", f"{error:.1e} of {size.item():.3g}"
 
 
-def counts(found: Sequence[Cell]) -> dict[str, int]:
+def summary(found: Sequence[Cell]) -> str:
     """How many cells ended how."""
-    return {o: sum(c.outcome == o for c in found) for o in ("right", "refused", "left out", "WRONG")}
+    return ", ".join(f"{sum(c.outcome == outcome for c in found)} {outcome}" for outcome in MARKS)
+
+
+def markdown(found: Sequence[Cell]) -> list[str]:
+    """The table, a line a function, and below it every error and every reason, once each."""
+    by_function: dict[str, dict[str, Cell]] = {}
+    for c in found:
+        by_function.setdefault(c.subject, {})[c.transform] = c
+    lines = [
+        *(f"## Compositions: {summary(found)}", ""),
+        "A public function under a transform: `.` its value is right, R it raises the documented error, - it is left",
+        "out. Derivatives against central differences in float64, maps against a loop, traces against plain calls.",
+        *("", "| | " + " | ".join(TRANSFORMS) + " |", "|---" * (len(TRANSFORMS) + 1) + "|"),
+    ]
+    for function, cells in by_function.items():
+        marks = (MARKS[cells[t].outcome] if t in cells else "" for t in TRANSFORMS)
+        lines.append(f"| {function} | " + " | ".join(marks) + " |")
+    for outcome, heading in (("refused", "Errors"), ("left out", "Left out"), ("WRONG", "Wrong")):
+        notes: dict[tuple[str, str], list[str]] = {}
+        for c in found:
+            if c.outcome == outcome:
+                notes.setdefault((c.subject, c.detail), []).append(c.transform)
+        if notes:
+            lines += ["", f"{heading}:", ""]
+            lines += [f"- {function} under {', '.join(ts)}: {detail}" for (function, detail), ts in notes.items()]
+    return lines
