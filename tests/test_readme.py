@@ -27,7 +27,7 @@ def test_python_blocks_run_as_written(capsys):
     namespace = {}
     for block in BLOCKS:
         exec(compile(block, str(README), "exec"), namespace)
-    shape, private = capsys.readouterr().out.splitlines()
+    shape, private, learned = capsys.readouterr().out.splitlines()
     assert shape == "torch.Size([4, 10, 512])"
     assert re.fullmatch(r"[89]\d% right, epsilon 3\.26 at delta 1e-4", private)
     assert namespace["sweep"].shape == (2, 4, 1000)
@@ -36,6 +36,10 @@ def test_python_blocks_run_as_written(capsys):
     assert namespace["metrics"]["loss"].isfinite()
     assert namespace["logits"].shape == (8, 10)
     assert namespace["kernel"].shape == (2, 2, 10, 10)
+    assert all(g.any() for g in namespace["meta_grads"].values())
+    rate, loss = re.fullmatch(r"learned rate (\S+), loss (\S+)", learned).groups()
+    assert float(rate) > 0.03
+    assert float(loss) < 2.25
 
 
 def test_the_plan_prints_its_table(capsys):

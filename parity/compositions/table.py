@@ -87,7 +87,7 @@ def _verdict(subject: Subject, transform: str, found: Tensor, made: Given) -> tu
     # Differences of large values cannot tell a slope that is small beside them.
     size = torch.stack([found.abs().max(), expected.abs().max(), 1e-2 * made.values().abs().max()]).max()
     error = ((found - expected).abs().max() / size).item()
-    right = error <= TOLERANCE[TRANSFORMS[transform].order]
+    right = error <= max(TOLERANCE[TRANSFORMS[transform].order], subject.rounding)
     return "right" if right else "WRONG", f"{error:.1e} of {size.item():.3g}"
 
 
