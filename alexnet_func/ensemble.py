@@ -29,7 +29,7 @@ from alexnet_func.checks import check_named_tensors, check_tensors, shapes_of
 from alexnet_func.losses import Batch, check_pair
 from alexnet_func.model import Params
 from alexnet_func.optim import Optimizer, OptState, Updated
-from alexnet_func.train import GradFn, Loss, in_precision_of
+from alexnet_func.train import Graded, GradFn, Loss, in_precision_of
 
 Keys = Int32[Tensor, "*m 2"]
 
@@ -113,7 +113,7 @@ def grad_fn(loss_fn: Loss, *, chunk_size: int | None = None) -> GradFn:
     Metrics: "losses" [M], and their mean, "loss". `chunk_size` is `vmap`'s: so many members at once.
     """
 
-    def gradients(stacked: Params, batch: Batch, key: Tensor) -> tuple[Params, dict[str, Tensor]]:
+    def gradients(stacked: Params, batch: Batch, key: Tensor) -> Graded:
         def one(params: Params, batch: Batch, key: Tensor) -> Any:  # Dynamo builds no generic types
             return grad_and_value(lambda p: loss_fn(p, batch, key=key))(params)
 

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from alexnet_func import random
 from alexnet_func.losses import Batch, check_pair
 from alexnet_func.model import Params
-from alexnet_func.train import GradFn, Loss, Metrics, in_precision_of, metrics_of, totals
+from alexnet_func.train import Graded, GradFn, Loss, Metrics, in_precision_of, metrics_of, totals
 
 if dist.is_available():
     # torch.func.grad imports this, and the defaults of its functions keep the process group of that moment. Kept beyond
@@ -71,7 +71,7 @@ def grad_fn(loss_fn: Loss, *, reduction: Reduction | None = None) -> GradFn:
     if reduction not in (None, "bf16"):
         raise ValueError(f'reduction must be None or "bf16", got {reduction!r}')
 
-    def gradient(params: Params, batch: Batch, key: Tensor) -> tuple[Params, dict[str, Tensor]]:
+    def gradient(params: Params, batch: Batch, key: Tensor) -> Graded:
         n = len(check_pair(batch)[1])
         keys = random.split(key, n * world_size())[rank() * n : (rank() + 1) * n]
         grads, loss = grad_and_value(lambda p: loss_fn(p, batch, key=keys))(params)

@@ -23,7 +23,7 @@ from alexnet_func import per_sample, random
 from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.checks import check_number
 from alexnet_func.model import Params
-from alexnet_func.train import GradFn, in_precision_of
+from alexnet_func.train import Graded, GradFn, in_precision_of
 
 _FINITE = "must be finite and not negative"
 
@@ -55,7 +55,7 @@ def dp_grad_fn(
         check_number(name, value, lambda number: 0 < number < math.inf, "must be positive and finite")
     check_number("noise_multiplier", noise_multiplier, lambda number: 0 <= number < math.inf, _FINITE)
 
-    def private(params: Params, batch: Any, key: Tensor) -> tuple[Params, dict[str, Tensor]]:
+    def private(params: Params, batch: Any, key: Tensor) -> Graded:
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
             given = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
             raise ValueError(f"batch must be (x, y) or (x, y, weights), got {given}")

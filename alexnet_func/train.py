@@ -31,7 +31,9 @@ from alexnet_func.precision import in_precision_of as in_precision_of
 from alexnet_func.precision import with_precision as with_precision
 
 Loss = Callable[..., Any] | InPrecision
-GradFn = Callable[[Params, Batch, Tensor], tuple[Params, dict[str, Tensor]]] | InPrecision
+# Named, since steps may be made within a compiled function, where Dynamo builds no generic types.
+Graded = tuple[Params, dict[str, Tensor]]
+GradFn = Callable[[Params, Batch, Tensor], Graded] | InPrecision
 
 
 class TrainState(NamedTuple):
@@ -43,7 +45,8 @@ class TrainState(NamedTuple):
     key: random.Key
 
 
-StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Tensor]]]
+Stepped = tuple[TrainState, dict[str, Tensor]]
+StepFunction = Callable[[TrainState, Batch], Stepped]
 
 
 class Compilation(NamedTuple):
@@ -65,7 +68,7 @@ class Step(NamedTuple):
     precision: Precision | None = None
     compilation: Compilation | None = None
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Tensor]]:
+    def __call__(self, state: TrainState, batch: Batch) -> Stepped:
         """The next state and the metrics of this step.
 
         Raises TypeError for what is no state; ValueError for a spent one, and for a compiled step under a transform.
@@ -124,7 +127,7 @@ def make_step(
             raise ValueError("make_step needs a loss_fn or a grad_fn")
         grad_fn = in_precision_of(loss_fn, _plain_gradient(loss_fn, has_aux))
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Tensor]]:
+    def step(state: TrainState, batch: Batch) -> Stepped:
         grads, metrics = grad_fn(state.params, batch, random.fold_in(state.key, state.step))
         params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
@@ -222,7 +225,7 @@ def metrics_of(sums: Float64[Tensor, "4"]) -> Metrics:
 
 
 def _plain_gradient(loss_fn: Loss, has_aux: bool) -> GradFn:
-    def grad_fn(params: Params, batch: Batch, key: Tensor) -> tuple[Params, dict[str, Tensor]]:
+    def grad_fn(params: Params, batch: Batch, key: Tensor) -> Graded:
         def scalar(p: Params) -> Any:
             return loss_fn(p, batch, key=key)
 

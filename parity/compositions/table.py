@@ -105,6 +105,7 @@ def markdown(found: Sequence[Cell]) -> list[str]:
         *(f"## Compositions: {summary(found)}", ""),
         "A public function under a transform: `.` its value is right, R it raises the documented error, - it is left",
         "out. Derivatives against central differences in float64, maps against a loop, traces against plain calls.",
+        "What compile(grad) traces runs as it is, in seconds; rows above hold what inductor makes of such graphs.",
         *("", "| | " + " | ".join(TRANSFORMS) + " |", "|---" * (len(TRANSFORMS) + 1) + "|"),
     ]
     for function, cells in by_function.items():

@@ -121,7 +121,8 @@ def _compiled_gradient(g: Given) -> Tensor:
     def gradient(t: Tensor) -> Tensor:
         return grad(g.weighted)(t)
 
-    return torch.compile(gradient, fullgraph=True, dynamic=False, options=af.train.compile_options())(g.at)
+    torch.compiler.reset()  # Dynamo counts recompilations by code object, and this one compiles for all
+    return torch.compile(gradient, fullgraph=True, dynamic=False, backend="aot_eager")(g.at)
 
 
 class _Module(torch.nn.Module):
