@@ -33,7 +33,7 @@ from alexnet_func.precision import with_precision as with_precision
 Loss = Callable[..., Any] | InPrecision
 # Named, since steps may be made within a compiled function, where Dynamo builds no generic types.
 Graded = tuple[Params, dict[str, Tensor]]
-GradFn = Callable[[Params, Batch, Tensor], Graded] | InPrecision
+GradFn = Callable[[Params, Any, Tensor], Graded] | InPrecision
 
 
 class TrainState(NamedTuple):
@@ -46,7 +46,7 @@ class TrainState(NamedTuple):
 
 
 Stepped = tuple[TrainState, dict[str, Tensor]]
-StepFunction = Callable[[TrainState, Batch], Stepped]
+StepFunction = Callable[[TrainState, Any], Stepped]
 
 
 class Compilation(NamedTuple):
@@ -68,8 +68,8 @@ class Step(NamedTuple):
     precision: Precision | None = None
     compilation: Compilation | None = None
 
-    def __call__(self, state: TrainState, batch: Batch) -> Stepped:
-        """The next state and the metrics of this step.
+    def __call__(self, state: TrainState, batch: Any) -> Stepped:
+        """The next state and the metrics of this step on a batch as the loss takes it, usually (x, y).
 
         Raises TypeError for what is no state; ValueError for a spent one, and for a compiled step under a transform.
         """
@@ -127,7 +127,7 @@ def make_step(
             raise ValueError("make_step needs a loss_fn or a grad_fn")
         grad_fn = in_precision_of(loss_fn, _plain_gradient(loss_fn, has_aux))
 
-    def step(state: TrainState, batch: Batch) -> Stepped:
+    def step(state: TrainState, batch: Any) -> Stepped:
         grads, metrics = grad_fn(state.params, batch, random.fold_in(state.key, state.step))
         params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
@@ -225,7 +225,7 @@ def metrics_of(sums: Float64[Tensor, "4"]) -> Metrics:
 
 
 def _plain_gradient(loss_fn: Loss, has_aux: bool) -> GradFn:
-    def grad_fn(params: Params, batch: Batch, key: Tensor) -> Graded:
+    def grad_fn(params: Params, batch: Any, key: Tensor) -> Graded:
         def scalar(p: Params) -> Any:
             return loss_fn(p, batch, key=key)
 

@@ -1,5 +1,6 @@
 import functools
 import gc
+import inspect
 import threading
 import warnings
 
@@ -231,7 +232,11 @@ def test_calls_leave_no_tensor_behind():
         counts.append(len(live_tensors()))
     assert counts[0] == counts[1] == counts[2]
     for forward, *_ in lifted:
-        skeleton = next(cell.cell_contents for cell in forward.__closure__ if isinstance(cell.cell_contents, nn.Module))
+        skeleton = next(
+            cell.cell_contents
+            for cell in inspect.unwrap(forward).__closure__
+            if isinstance(cell.cell_contents, nn.Module)
+        )
         held = [t for part in skeleton.modules() for t in vars(part).values() if isinstance(t, torch.Tensor)]
         assert all(t.grad_fn is None and torch.func.debug_unwrap(t) is t for t in held)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 import alexnet_func as af
 from parity import __main__ as command
 from parity import compute, criteria, inputs, problems, references, report
+from parity.compositions import table
 from parity.oracles import by_jax, by_numpy
 from parity.problems import Problem
 from tests.conftest import TINY, images
@@ -159,6 +160,8 @@ def test_the_command_writes_a_report_and_fails_for_a_failure(monkeypatch, capsys
 
     wrong = Problem("alexnet_cifar", "gradients", "float32", "eager", "module", "bitwise", (2, 32, 32), quick=True)
     monkeypatch.setattr(problems, "problems", lambda device: iter([wrong]))
+    (subject,) = [(s, ["grad"]) for s, _ in table.chosen(quick=True) if s.name == "random.bits"]
+    monkeypatch.setattr(table, "chosen", lambda pattern, quick: iter([subject] if pattern == "*" else []))
     forward = af.forward
     monkeypatch.setattr(af, "forward", lambda *a, **k: forward(*a, **k) + 1e-3)
     monkeypatch.setattr(command, "RESULTS", tmp_path / "whole")
@@ -170,7 +173,7 @@ def test_the_command_writes_a_report_and_fails_for_a_failure(monkeypatch, capsys
     assert "jax is not installed" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["parity", "--list"])
     assert command.main() == 0
-    assert capsys.readouterr().out == f"{wrong.name}\n"
+    assert capsys.readouterr().out == f"{wrong.name}\nrandom.bits under grad\n"
     monkeypatch.setattr(sys, "argv", ["parity", "--only", "nothing*"])
     with pytest.raises(SystemExit):
         command.main()
