@@ -84,6 +84,7 @@ def test_an_interrupted_step_leaves_no_torn_state_in_use(traced):
 
 
 @pytest.mark.compiled
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one may fall into a finalizer
 def test_interrupted_by_a_signal_at_any_moment_a_state_is_whole_or_refused():
     def interrupt(*_):
         raise KeyboardInterrupt
