@@ -3,6 +3,7 @@
 import argparse
 import fnmatch
 import math
+import shlex
 import sys
 import time
 import warnings
@@ -50,7 +51,7 @@ def main() -> int:
 
     # torch's own, from inside jvp.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-    about = report.header(options.device)
+    about = {"command": shlex.join(["python", "-m", "parity", *sys.argv[1:]]), **report.header(options.device)}
     print(*(f"{name}: {value}" for name, value in about.items()), sep="\n")
     rows = _on_terminal(chosen, options.device) if sys.stdout.isatty() else _as_lines(chosen, options.device)
     print(report.summary(rows))

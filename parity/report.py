@@ -145,8 +145,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _markdown(rows: Sequence[Row], cells: Sequence[compositions.Cell], about: Mapping[str, str], device: str) -> str:
-    command = "python -m parity" + ("" if device == "cpu" else f" --device {device}")
-    lines = [f"# Parity on {device}: {summary(rows)}", "", f"Made by `{command}`.", ""]
+    lines = [f"# Parity on {device}: {summary(rows)}", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()]
     lines += [
         *("", LEGEND, ""),
