@@ -14,7 +14,7 @@ import torch
 
 from parity import compute, problems, report
 from parity.compositions import table
-from parity.compositions.subjects import Subject
+from parity.compositions.setting import Subject
 from parity.criteria import Verdict
 
 RESULTS = Path("parity") / "results"

@@ -5,7 +5,8 @@ import torch
 
 import alexnet_func as af
 from parity.compositions import table
-from parity.compositions.subjects import SIZE, Subject, subjects
+from parity.compositions.setting import SIZE, Subject
+from parity.compositions.subjects import subjects
 from parity.compositions.transforms import OUTPUTS, TRANSFORMS, given, readout
 
 QUICK = {subject.name: (subject, transforms) for subject, transforms in table.chosen(quick=True)}

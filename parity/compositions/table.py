@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import alexnet_func as af
-from parity.compositions.subjects import SIZE, Subject, subjects
+from parity.compositions.setting import SIZE, Subject
+from parity.compositions.subjects import subjects
 from parity.compositions.transforms import OUTPUTS, TRANSFORMS, Given, given
 
 # Of the largest number of either side: where differences of first and second order lie from the slope.
