@@ -97,15 +97,20 @@ class _Hollowing(TorchFunctionMode):
 
     def __init__(self, others: Iterable[Tensor]) -> None:
         super().__init__()
-        self.memory = {t.untyped_storage().data_ptr() for t in others}
+        self.memory = {_memory_of(t) for t in others} - {None}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Copies such a tensor, and leaves everything else as it is."""
         if func is Tensor.__deepcopy__:
             tensor = args[0]
-            if tensor.grad_fn is not None or tensor.untyped_storage().data_ptr() in self.memory:
+            if tensor.grad_fn is not None or _memory_of(tensor) in self.memory:
                 return tensor.detach().to("meta")
         return func(*args, **(kwargs or {}))
+
+
+def _memory_of(tensor: Tensor) -> int | None:
+    """Where the tensor's values lie, if it has one such place, as sparse tensors have not."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else None
 
 
 def _hollow(module: nn.Module) -> nn.Module:

@@ -251,6 +251,31 @@ def test_no_weight_is_held_twice(wrap):
     assert torch.equal(forward(params, buffers, torch.ones(200)), module(torch.ones(200)))
 
 
+class Neighbours(nn.Linear):
+    """A layer of a graph network, whose sparse adjacency is a buffer or a plain attribute."""
+
+    def __init__(self, registered):
+        super().__init__(3, 3)
+        adjacency = torch.eye(4).to_sparse()
+        if registered:
+            self.register_buffer("adjacency", adjacency)
+        else:
+            self.adjacency = adjacency
+
+    def forward(self, x):
+        return torch.sparse.mm(self.adjacency, super().forward(x))
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_sparse_tensors_are_lifted_as_they_are(registered):
+    module, x = Neighbours(registered).eval(), torch.randn(4, 3)
+    forward, params, buffers = interop.from_module(module)
+    torch.testing.assert_close(forward(params, buffers, x), module(x))
+    ours = grad(lambda p: forward(p, buffers, x).square().sum())(params)
+    module(x).square().sum().backward()
+    torch.testing.assert_close(ours, {name: p.grad for name, p in module.named_parameters()})
+
+
 RECURRENT = {
     "rnn": lambda: nn.RNN(3, 4, 2, batch_first=True),
     "gru": lambda: nn.GRU(3, 4, 2, batch_first=True),
