@@ -5,6 +5,9 @@ PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 SHOW_VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 VERSION := $(shell $(PYTHON) $(SHOW_VERSION))
 STAMP := $(VENV)/installed-$(VERSION)
+# Two files at a time, one thread each: most tensors here are too small for two threads.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup train test lint parity bench notebook
 
@@ -26,8 +29,8 @@ train: $(STAMP)  ## Train and evaluate AlexNet on the embedded handwritten digit
 	$(BIN)/alexnet train
 
 test: $(STAMP)  ## Run the tests, those of plain functions with every shape annotation checked
-	$(BIN)/python -m pytest -m 'not slow and not compiled and not errors' --jaxtyping-packages=alexnet_func,beartype.beartype
-	$(BIN)/python -m pytest -m 'not slow and (compiled or errors)'
+	$(PYTEST) -m 'not slow and not compiled and not errors' --jaxtyping-packages=alexnet_func,beartype.beartype
+	$(PYTEST) -m 'not slow and (compiled or errors)'
 
 lint: $(STAMP)  ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -125,7 +125,7 @@ def make_step(
     if grad_fn is None:
         if loss_fn is None:
             raise ValueError("make_step needs a loss_fn or a grad_fn")
-        grad_fn = in_precision_of(loss_fn, _plain_gradient(loss_fn, has_aux))
+        grad_fn = _plain_gradient(loss_fn, has_aux)
 
     def step(state: TrainState, batch: Any) -> Stepped:
         grads, metrics = grad_fn(state.params, batch, random.fold_in(state.key, state.step))
