@@ -5,9 +5,9 @@ PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 SHOW_VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 VERSION := $(shell $(PYTHON) $(SHOW_VERSION))
 STAMP := $(VENV)/installed-$(VERSION)
-# Two files at a time, one thread each: most tensors here are too small for two threads.
+# Two tests at a time, one thread each: most tensors here are too small for two threads.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help setup train test lint parity bench notebook
 
