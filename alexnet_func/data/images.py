@@ -5,6 +5,7 @@ import importlib
 import io
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp")
+_OTHERS = (".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
+_AVIF = (".avif",) if find_spec("PIL._avif") else ()  # Pillow may have been built without
+SUFFIXES = frozenset({*_JPEG, *_OTHERS, *_AVIF})
 
 DecodeJpeg = Callable[[bytes], UInt8[Tensor, "3 h w"]]
 
