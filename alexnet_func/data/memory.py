@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alexnet_func import checkpoint
 from alexnet_func.data import images
-from alexnet_func.data.datasets import Files, Split
+from alexnet_func.data.records import Files, Split
 
 Track = Callable[[Iterable, int], Iterable]
 
@@ -26,12 +26,22 @@ class Decoded(NamedTuple):
     unreadable: tuple[str, ...]
 
 
-def decode(files: Files, side: int, *, skip_bad: bool = False, track: Track = lambda items, total: items) -> Decoded:
+def decode(
+    files: Files,
+    side: int,
+    *,
+    skip_bad: bool = False,
+    orientation: images.Orientation = "exif",
+    track: Track = lambda items, total: items,
+) -> Decoded:
     """`read`, of which something must be readable.
 
-    Raises ValueError with the path of the first unreadable file, or with `skip_bad` if none is readable.
+    Raises ValueError with the path of the first unreadable file, or with `skip_bad` if none is readable; ValueError
+    where there are no files.
     """
-    decoded = read(files, side, skip_bad=skip_bad, track=track)
+    if not files.paths:
+        raise ValueError("there are no image files to decode")
+    decoded = read(files, side, skip_bad=skip_bad, orientation=orientation, track=track)
     if not len(decoded.split.labels):
         raise ValueError(f"none of {len(files.paths)} images is readable: {decoded.unreadable[0]}")
     return decoded
@@ -42,21 +52,23 @@ def read(
     side: int,
     *,
     skip_bad: bool = False,
+    orientation: images.Orientation = "exif",
     workers: int | None = None,
     track: Track = lambda items, total: items,
 ) -> Decoded:
-    """Every image as `images.read` cuts it to `side` x `side`, by `workers` threads (None: one a processor).
+    """Every image as `images.read` turns and cuts it, by `workers` threads (None: one a processor).
 
     `track(items, total)` may follow them. Raises ValueError with the path of the first unreadable file, unless
-    `skip_bad` leaves those out.
+    `skip_bad` leaves those out, and for a side or orientation that `images.read` refuses.
     """
+    images.check(side, orientation)
     count = len(files.paths)
     pixels = torch.empty(count, 3, side, side, dtype=torch.uint8)
     kept: list[int] = []
     unreadable: list[str] = []
     pool = ThreadPoolExecutor(workers or os.cpu_count())
     try:
-        results = pool.map(partial(images.read_or_reason, side=side), files.paths)
+        results = pool.map(partial(images.read_or_reason, side=side, orientation=orientation), files.paths)
         for i, result in enumerate(track(results, count)):
             if isinstance(result, Tensor):
                 pixels[len(kept)] = result
@@ -71,21 +83,27 @@ def read(
 
 
 def cached(
-    path: Path, files: Files, side: int, *, skip_bad: bool = False, track: Track = lambda items, total: items
+    path: Path,
+    files: Files,
+    side: int,
+    *,
+    skip_bad: bool = False,
+    orientation: images.Orientation = "exif",
+    track: Track = lambda items, total: items,
 ) -> Decoded:
     """`decode`, from `path` if that holds the same files' images whole, else decoded and written there.
 
     A file counts as the same by its path, size and time of last change. Where `path` cannot be written the images are
     decoded all the same, and again the next time.
     """
-    source = fingerprint(files, side)
+    source = fingerprint(files, side, orientation=orientation)
     try:
         tensors, about = checkpoint.read(path)
         if about["source"] == source and (skip_bad or not about["unreadable"]):
             return Decoded(Split(tensors["images"], tensors["labels"]), tuple(about["unreadable"]))
     except (FileNotFoundError, ValueError):
         pass  # nothing there, or not whole: it is written anew
-    decoded = decode(files, side, skip_bad=skip_bad, track=track)
+    decoded = decode(files, side, skip_bad=skip_bad, orientation=orientation, track=track)
     try:
         checkpoint.write(path, decoded.split._asdict(), {"source": source, "unreadable": decoded.unreadable})
     except OSError as error:
@@ -93,10 +111,20 @@ def cached(
     return decoded
 
 
-def fingerprint(files: Files, side: int) -> str:
-    """A SHA-256 that changes with any file's path, label, size or time of change, with `side` and the decoders."""
-    digest = hashlib.sha256(f"{side} {PIL.__version__} {images.decoder()[0]}".encode())
+def fingerprint(files: Files, side: int, *, orientation: images.Orientation = "exif") -> str:
+    """A SHA-256 that changes with any file's path, label, size or time of change, with `side`, `orientation`, decoders.
+
+    A file that is not there, as at the end of a dangling link, has no size and time: to read it is the error.
+    """
+    digest = hashlib.sha256(f"{side} {orientation} {PIL.__version__} {images.decoder()[0]}".encode())
     for path, label in zip(files.paths, files.labels.tolist(), strict=True):
-        about = path.stat()
-        digest.update(f"{path.resolve()} {label} {about.st_size} {about.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{os.path.realpath(path)} {label} {_size_and_time(path)}\n"))
     return digest.hexdigest()
+
+
+def _size_and_time(path: Path) -> str:
+    try:
+        about = path.stat()
+    except OSError:
+        return "missing"
+    return f"{about.st_size} {about.st_mtime_ns}"

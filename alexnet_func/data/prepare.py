@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alexnet_func import checkpoint
-from alexnet_func.data import memory, shards
-from alexnet_func.data.datasets import Dataset, Files
+from alexnet_func.data import images, memory, shards
+from alexnet_func.data.records import Dataset, Files
 
 SHARD = 512  # images a file: 100 MB at 256x256
 
@@ -26,10 +26,11 @@ def prepare(
     *,
     side: int = 256,
     skip_bad: bool = False,
+    orientation: images.Orientation = "exif",
     workers: int | None = None,
     track: memory.Track = lambda items, total: items,
 ) -> Prepared:
-    """Writes the data set's image files to `path` as `shards` of pixels that `images.read` cuts to `side` x `side`.
+    """Writes the data set's image files to `path` as `shards` of pixels that `images.read` turns and cuts to `side`.
 
     A shard appears whole or not at all, and the manifest after all of them: while any is missing or of other files
     there is none. A shard that is there and whole, of the same files (by path, size and time of change), is kept, so a
@@ -41,15 +42,16 @@ def prepare(
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
+    images.check(side, orientation)
     jobs = [job for name in ("train", "test") for job in _jobs(name, getattr(dataset, name))]
     with ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
         for job in track(jobs, len(jobs)):
-            target, source = path / job.file, memory.fingerprint(job.files, side)
+            target, source = path / job.file, memory.fingerprint(job.files, side, orientation=orientation)
             if _is_whole(target, source, skip_bad):
                 continue
             (path / shards.MANIFEST).unlink(missing_ok=True)  # until all is of these files again
-            decoded = memory.read(job.files, side, skip_bad=skip_bad, workers=workers)
+            decoded = memory.read(job.files, side, skip_bad=skip_bad, orientation=orientation, workers=workers)
             if written is not None:
                 written.result()
             written = writer.submit(_write, target, source, decoded)

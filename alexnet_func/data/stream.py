@@ -22,18 +22,26 @@ class Fetched(NamedTuple):
 
 
 def batches(
-    paths: Sequence[Path], orders: Iterable[Int[Tensor, "_"]], *, side: int, workers: int, pin_memory: bool = False
+    paths: Sequence[Path],
+    orders: Iterable[Int[Tensor, "_"]],
+    *,
+    side: int,
+    workers: int,
+    orientation: images.Orientation = "exif",
+    pin_memory: bool = False,
 ) -> Iterator[Fetched]:
-    """For each tensor of indices into `paths` those images, as `images.read` cuts them to `side` x `side`.
+    """For each tensor of indices into `paths` those images, as `images.read` turns and cuts them.
 
     Batches come in the order asked for and hold the same bytes whatever the number of worker processes, which read
-    ahead by two batches each; with 0 workers this process reads. Raises ValueError for a negative number.
+    ahead by two batches each; with 0 workers this process reads. Raises ValueError for a negative number, and
+    for a side or orientation that `images.read` refuses.
     """
+    images.check(side, orientation)
     if workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}")
     asked = ([(i, paths[i]) for i in order.tolist()] for order in orders)
     loader: DataLoader = DataLoader(
-        _Reader(side),
+        _Reader(side, orientation),
         sampler=asked,  # paths travel with the indices: a worker need not hold a million of them
         batch_size=None,
         num_workers=workers,
@@ -47,11 +55,12 @@ def batches(
 
 
 class _Reader(Dataset):
-    def __init__(self, side: int) -> None:
+    def __init__(self, side: int, orientation: images.Orientation) -> None:
         self.side = side
+        self.orientation = orientation
 
     def __getitem__(self, asked: list[tuple[int, Path]]) -> Fetched:
-        results = [images.read_or_reason(path, self.side) for _, path in asked]
+        results = [images.read_or_reason(path, self.side, orientation=self.orientation) for _, path in asked]
         read = [(i, image) for (i, _), image in zip(asked, results, strict=True) if isinstance(image, Tensor)]
         pixels = torch.stack([image for _, image in read]) if read else torch.empty(0, 3, self.side, self.side).byte()
         indices = torch.tensor([i for i, _ in read], dtype=torch.int64)

@@ -41,7 +41,7 @@ def test_an_unreadable_file_stops_or_is_left_out(files):
 def test_a_cache_is_read_while_the_files_are_the_same(files, tmp_path, monkeypatch):
     path, reads = tmp_path / "images.safetensors", []
     read = images.read
-    monkeypatch.setattr(images, "read", lambda *arguments: reads.append(arguments) or read(*arguments))
+    monkeypatch.setattr(images, "read", lambda *given, **named: reads.append(given) or read(*given, **named))
 
     def reads_for(side=8, files=files):
         reads.clear()
