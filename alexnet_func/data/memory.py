@@ -12,7 +12,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from alexnet_func import checkpoint
+from alexnet_func import tensorfile
 from alexnet_func.data import images
 from alexnet_func.data.datasets import Files, Split
 
@@ -79,18 +79,26 @@ def cached(
     decoded all the same, and again the next time.
     """
     source = fingerprint(files, side)
-    try:
-        tensors, about = checkpoint.read(path)
-        if about["source"] == source and (skip_bad or not about["unreadable"]):
-            return Decoded(Split(tensors["images"], tensors["labels"]), tuple(about["unreadable"]))
-    except (FileNotFoundError, ValueError):
-        pass  # nothing there, or not whole: it is written anew
+    kept = _kept(path, source)
+    if kept is not None and (skip_bad or not kept.unreadable):
+        return kept
     decoded = decode(files, side, skip_bad=skip_bad, track=track)
     try:
-        checkpoint.write(path, decoded.split._asdict(), {"source": source, "unreadable": decoded.unreadable})
+        tensorfile.write(path, decoded.split._asdict(), {"source": source, "unreadable": decoded.unreadable})
     except OSError as error:
         print(f"the decoded images are not kept: {error}")
     return decoded
+
+
+def _kept(path: Path, source: str) -> Decoded | None:
+    """What `cached` has written of that source; None where there is nothing, or anything else: it is written anew."""
+    try:
+        tensors, about = tensorfile.read(path, "cache")
+    except (OSError, ValueError):
+        return None
+    if about.get("source") != source or set(tensors) != set(Split._fields) or "unreadable" not in about:
+        return None
+    return Decoded(Split(**tensors), tuple(about["unreadable"]))
 
 
 def fingerprint(files: Files, side: int) -> str:

@@ -301,7 +301,7 @@ def test_eval_and_predict_name_what_is_wrong(tmp_path, folder, capsys):
         (["eval", str(tmp_path / "run"), "--data", str(folder)], "the network knows 10 classes (0, 1, 2, ...)"),
         (["eval", str(tmp_path / "none.safetensors")], "there is no checkpoint"),
         (["eval", str(tmp_path)], "there is no checkpoint"),
-        (["eval", str(tmp_path / "none.pth")], "is neither a file nor the name of torchvision's AlexNet weights"),
+        (["eval", str(tmp_path / "none.pth")], "there is no checkpoint and no file of weights"),
         (["predict", str(tmp_path / "run"), str(tmp_path / "none.png")], "there is no image"),
         (["predict", str(tmp_path / "run"), str(tmp_path / "text.png")], "text.png is not a readable image"),
     ):

@@ -3,6 +3,7 @@ import os
 import pytest
 import torch
 
+from alexnet_func import tensorfile
 from alexnet_func.data import datasets, images, memory
 
 
@@ -79,3 +80,19 @@ def test_where_nothing_can_be_written_the_images_are_decoded_all_the_same(files,
     decoded = memory.cached(tmp_path / "missing" / "images.safetensors", files, 8)
     assert len(decoded.split.labels) == 6
     assert "the decoded images are not kept: " in capsys.readouterr().out
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("field", ["source", "unreadable", "images", "labels"])
+def test_a_cache_that_lacks_something_or_may_not_be_read_is_written_anew(files, tmp_path, field, monkeypatch):
+    path = tmp_path / "images.safetensors"
+    expected = memory.cached(path, files, 8).split
+    whole = path.read_bytes()
+    tensors, about = tensorfile.read(path)
+    for kept in (tensors, about):
+        kept.pop(field, None)
+    tensorfile.write(path, tensors, about)
+    assert torch.equal(memory.cached(path, files, 8).split.images, expected.images)
+    assert path.read_bytes() == whole
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert torch.equal(memory.cached(path, files, 8).split.images, expected.images)
