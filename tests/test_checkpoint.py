@@ -178,6 +178,7 @@ def test_what_could_not_be_loaded_is_not_saved(saved, state):
     assert saved.read_bytes() == before
 
 
+@pytest.mark.errors
 def test_a_configuration_with_numbers_for_names_comes_back(saved, state):
     checkpoint.save(saved, state, {2: "two", 10: {3: 4, 20: 5}})
     assert checkpoint.load(saved)[1] == {"2": "two", "10": {"3": 4, "20": 5}}
