@@ -20,12 +20,30 @@ class Split(NamedTuple):
     images: UInt8[Tensor, "n c h w"]
     labels: Int64[Tensor, "n"]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of the images' files: none."""
+        return ()
+
+    def take(self, index: Int64[Tensor, "m"]) -> "Split":
+        """Those images."""
+        return Split(self.images[index], self.labels[index])
+
 
 class Files(NamedTuple):
     """Image files, N of them, and their class labels [N]; `memory.decode` and `stream.batches` read them."""
 
     paths: tuple[Path, ...]
     labels: Int64[Tensor, "n"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of the images' files."""
+        return tuple(map(str, self.paths))
+
+    def take(self, index: Int64[Tensor, "m"]) -> "Files":
+        """Those files."""
+        return Files(tuple(self.paths[i] for i in index.tolist()), self.labels[index])
 
 
 class Dataset(NamedTuple):

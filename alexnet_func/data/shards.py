@@ -40,6 +40,15 @@ class Shards(NamedTuple):
     labels: Int64[Tensor, "n"]
     side: int
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of the images' files: none."""
+        return ()
+
+    def take(self, index: Int64[Tensor, "m"]) -> "Shards":
+        """Those images."""
+        return self._replace(file=self.file[index], row=self.row[index], labels=self.labels[index])
+
 
 def load(path: Path) -> tuple[Shards, Shards, tuple[str, ...]]:
     """The training and the test split of a prepared directory, and its classes.

@@ -21,9 +21,10 @@ from PIL import Image
 
 import alexnet_func as af
 from alexnet_func import checkpoint, random
-from alexnet_func.app import cli, fit, inputs, recipes, runs
+from alexnet_func.app import cli, fit, loop, recipes, runs
+from alexnet_func.app.options import Run
 from alexnet_func.arch import ALEXNET_CIFAR
-from alexnet_func.data import datasets, prepare
+from alexnet_func.data import datasets, prepare, preprocess
 
 SHORT = ["train", "--limit", "64", "--epochs", "3", "--device", "cpu"]
 
@@ -50,9 +51,9 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(capsys):
 @pytest.mark.parametrize("augmentation", ["shift", "shift-flip", "resized-flip", "paper"])
 def test_an_images_augmentation_depends_on_key_and_index_alone(augmentation):
     images = datasets.load("digits").train.images
-    recipe = dataclasses.replace(recipes.DIGITS, augmentation=augmentation)
     components = torch.rand(3, 3) if augmentation == "paper" else None
-    prepare = inputs.preparation(recipe, ALEXNET_CIFAR, inputs.Moments((0.3,) * 3, (0.4,) * 3), components)
+    moments = preprocess.Moments((0.3,) * 3, (0.4,) * 3)
+    prepare = preprocess.preparation(augmentation, ALEXNET_CIFAR.image_size, moments, components)
     key, index = random.key(3), torch.tensor([5, 900, 17])
     batch = prepare(key, index, images[index])
     assert torch.equal(prepare(key, index[2:], images[17:18])[0], batch[2])
@@ -79,7 +80,7 @@ def test_a_run_directory_holds_its_configuration_metrics_and_checkpoint(tmp_path
 def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys):
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
     assert cli.main([*SHORT, "--out", whole]) == 0
-    monkeypatch.setattr(fit, "_SAVE_SECONDS", -1.0)  # a checkpoint after every step
+    monkeypatch.setattr(loop, "_SAVE_SECONDS", -1.0)  # a checkpoint after every step
     saves = runs.save
     for stop_after in (1, 2):  # in mid-epoch, and between checkpoint and next step
         left = [stop_after]
@@ -368,9 +369,16 @@ _VALUES = st.one_of(
         ["digits", "alexnet", "cpu", "none", "None", "/", "", "..", "true", "bf16", "torchvision", "cosine"]
     ),
 )
+FIELDS = [field for record in (Run, recipes.Recipe) for field in dataclasses.fields(record)]
 _WORDS = st.sampled_from(
     [
-        *(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(cli.Train)),
+        *(
+            f"--{field.name.replace('_', '-')}"
+            for record in (options.Run, recipes.Recipe)
+            for field in dataclasses.fields(record)
+        ),
+        "--recipe",
+        "--debug",
         "--no-compile",
         "--ten-crop",
         "-h",
