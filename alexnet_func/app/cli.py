@@ -1,6 +1,7 @@
 """The console script `alexnet`."""
 
 import functools
+import io
 import sys
 import time
 import traceback
@@ -18,6 +19,7 @@ from alexnet_func.app import fit, inspection, options, recipes, runs, score
 from alexnet_func.app.options import Eval, Flag, Inspect, Predict, Prepare, Run
 from alexnet_func.app.progress import Show
 from alexnet_func.app.recipes import Recipe
+from alexnet_func.app.text import shown
 from alexnet_func.data import datasets, prepare, sources
 
 Record = TypeVar("Record")
@@ -50,6 +52,8 @@ def script() -> int:
     """`main` on the process's own command line, with the process's memory set up for it."""
     allocator.use_huge_pages()
     allocator.keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is escaped, as it is on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     return main()
 
 
@@ -60,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _run(_parsed(words), Show(Console(highlight=False, soft_wrap=True)))
     except fit.InterruptedRunError as interruption:
-        print(f"alexnet: {interruption}", file=sys.stderr)
+        print(f"alexnet: {shown(str(interruption))}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         print("alexnet: interrupted", file=sys.stderr)
@@ -68,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, ImportError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
         if debug:
             traceback.print_exc()
-        print(f"alexnet: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"alexnet: {shown(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -76,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parsed(words: Sequence[str]) -> Any:
     """What the words say. The defaults of a training run's recipe are those for its data, which is read first."""
     base = recipes.PHOTOGRAPHS
+    if not all(map(str.isprintable, words)):
+        _read(list(map(shown, words)), base)  # ends here where tyro would print what they are
     if words[:1] == ["train"]:
         first = _read([word for word in words if word not in ("-h", "--help")], base)
         base = recipes.by_data(first.run.data, first.name, first.recipe.arch)
@@ -99,7 +105,7 @@ def _run(chosen: Any, show: Show) -> None:
         case Eval():
             _eval(Eval(**vars(chosen)), show)
         case Predict():
-            _predict(chosen, show)
+            _predict(Predict(**vars(chosen)), show)
         case Inspect():
             _inspect(Inspect(**vars(chosen)), show)
         case Prepare():
@@ -116,7 +122,7 @@ def _eval(chosen: Eval, show: Show) -> None:
 
 def _predict(chosen: Predict, show: Show) -> None:
     device = options.device_of(chosen.device)
-    score.predict(runs.load_model(chosen.source, device), list(chosen.images), device=device, show=show)
+    score.predict(runs.load_model(chosen.source, device), chosen.images, device=device, show=show)
 
 
 def _inspect(chosen: Inspect, show: Show) -> None:

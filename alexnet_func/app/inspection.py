@@ -57,7 +57,7 @@ def inspect(source: Model, data: str, root: str, out: Path, *, limit: int | None
     top = order[:_SHOWN]
     pixels = _pixels(images, found.indices[top])
     captions = [
-        f"{dataset.classes[label]}, seen as\n{dataset.classes[guess]}, {norm:.3g}"
+        (dataset.classes[label], dataset.classes[guess], norm)
         for label, guess, norm in zip(
             found.label[top].tolist(), found.predicted[top].tolist(), found.norm[top].tolist(), strict=True
         )
@@ -112,8 +112,12 @@ def _pixels(images: Source, index: Tensor) -> Tensor:
 
 
 def _write_csv(path: Path, found: Findings, order: Tensor, names: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    """Names are UTF-8, and where a file's name is not, its own bytes.
+
+    Read with newline="", encoding="utf-8" and errors="surrogateescape" they are what they were.
+    """
     columns = [tensor[order].tolist() for tensor in found[:5]]
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "file", "label", "predicted", "loss", "gradient_norm"])
         for index, label, predicted, loss, norm in zip(*columns, strict=True):

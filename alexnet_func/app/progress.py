@@ -1,6 +1,6 @@
 """What a run shows while it goes: lines, and progress bars where there is a terminal or a notebook."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -15,7 +15,12 @@ from rich.progress import (
     TimeRemainingColumn,
     track,
 )
+from rich.table import Table
 from rich.text import Text
+
+from alexnet_func.app.text import shown
+
+_ANY_WIDTH = 2**20  # columns
 
 
 class Show(NamedTuple):
@@ -25,7 +30,22 @@ class Show(NamedTuple):
 
     def line(self, text: str) -> None:
         """Prints a line as it is: what looks like markup in a name is part of the name."""
-        self.console.print(text, markup=False)
+        self.console.print(_literal(text), soft_wrap=True)
+
+    def table(self, title: str | None, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Prints a table of words as they are, the first column to the left, the others to the right.
+
+        In a terminal a long word of the first column goes on in the next line; elsewhere lines are as long as it takes.
+        """
+        on_screen = self.console.is_terminal or self.console.is_jupyter
+        table = Table(title=_literal(title or "", "table.title"))
+        for i, heading in enumerate(headings):
+            table.add_column(_literal(heading), justify="right" if i else "left", overflow="ellipsis" if i else "fold")
+        for row in rows:
+            table.add_row(*map(_literal, row))
+        if not on_screen:
+            table.width = self.console.measure(table, options=self.console.options.update_width(_ANY_WIDTH)).maximum
+        self.console.print(table, crop=on_screen)
 
     def track(self, what: str, items: Iterable, total: int) -> Iterable:
         """`items`, with a progress bar where the console is a terminal."""
@@ -44,6 +64,10 @@ class Show(NamedTuple):
         with bar:
             task = bar.add_task("training", total=total, completed=done, batch_size=batch_size)
             yield lambda: bar.update(task, advance=1, refresh=by_hand)
+
+
+def _literal(text: str, style: str = "") -> Text:
+    return Text(shown(text), style)
 
 
 class _Rate(ProgressColumn):

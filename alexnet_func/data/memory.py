@@ -98,5 +98,5 @@ def fingerprint(files: Files, side: int) -> str:
     digest = hashlib.sha256(f"{side} {PIL.__version__} {images.decoder()[0]}".encode())
     for path, label in zip(files.paths, files.labels.tolist(), strict=True):
         about = path.stat()
-        digest.update(f"{path.resolve()} {label} {about.st_size} {about.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path.resolve()) + f" {label} {about.st_size} {about.st_mtime_ns}\n".encode())
     return digest.hexdigest()
