@@ -39,7 +39,7 @@ def inspect(source: Model, data: str, root: str, out: Path, *, limit: int | None
     """Writes `inspect.csv`, every training image by falling gradient norm, and `inspect.png` into `out`.
 
     Gradients are of each image's own loss, in evaluation and of the middle of the image. Raises ValueError where the
-    data set has other classes than the network.
+    data set has other classes than the network, FloatingPointError where its outputs are not finite.
     """
     from alexnet_func.app import plots  # matplotlib takes a second to load
 
@@ -85,7 +85,7 @@ def _find(images: Source, source: Model, moments: Moments) -> Findings:
         by_layer = [by_name[f"{layer}.weight"] + by_name[f"{layer}.bias"] for layer in layers]
         squares.append(torch.stack(by_layer).cpu())
         with torch.no_grad():
-            predicted = model.forward(source.params, x, arch=source.arch).argmax(-1)
+            predicted = score.finite(model.forward(source.params, x, arch=source.arch)).argmax(-1)
         parts.append((index.cpu(), y.cpu(), predicted.cpu(), examples.losses.cpu()))
     indices, label, predicted, loss = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     square = torch.cat(squares, 1)

@@ -111,11 +111,15 @@ class Predict:
     source: Model
     """As for eval."""
     images: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="IMAGE")]]
-    """Image files."""
+    """Image files, and folders of such."""
     device: Device = "auto"
     """Where to compute."""
     debug: Flag = False
     """Show the traceback of an error."""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise ValueError("predict of what? Name image files or folders: alexnet predict RUN IMAGE ...")
 
 
 @dataclass(frozen=True)
