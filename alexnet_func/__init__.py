@@ -23,7 +23,9 @@ from alexnet_func import (
     privacy,
     random,
     routes,
+    tensorfile,
     train,
+    weights,
 )
 from alexnet_func.losses import loss_fn
 from alexnet_func.model import forward, init
@@ -51,5 +53,7 @@ __all__ = [
     "privacy",
     "random",
     "routes",
+    "tensorfile",
     "train",
+    "weights",
 ]

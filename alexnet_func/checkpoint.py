@@ -1,126 +1,63 @@
-"""Checkpoints: a training state and its configuration in one safetensors file, whole or not there at all.
+"""Checkpoints: a training state and its configuration in one `tensorfile`, whole or not there at all.
 
-The tensors are named `params/...`, `opt_state/...`, `step` and `key`. The header's metadata has one entry,
-"checkpoint": a JSON object of the configuration, the order of the names, and a SHA-256 of all. The same state gives
-the same bytes. Any safetensors reader opens the file, and nothing in it is executed.
+The tensors are named `params/...`, `opt_state/...`, `step` and `key`. The same state gives the same bytes.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from alexnet_func import random, tensorfile
 from alexnet_func.compiled import check_unspent
 from alexnet_func.train import TrainState
-
-_ENTRY = "checkpoint"
 
 
 def save(path: str | os.PathLike[str], state: TrainState, config: Mapping[str, Any]) -> None:
     """Writes `state` and the JSON-able `config` to `path`.
 
-    The file is written under a temporary name beside `path`, synced and renamed: whenever the process dies, `path`
-    holds the old checkpoint or the new one. Raises OSError where it cannot be written; the old one then stays.
-    Raises ValueError for a state that was given to a donated step.
+    The file is written beside `path`, synced and renamed: whenever the process dies, `path` holds the old checkpoint or
+    the new one. Raises OSError where it cannot be written; the old one then stays. Raises ValueError or TypeError for
+    a state that was given to a donated step, and for one that `load` would refuse.
     """
     check_unspent(state.step)
-    write(path, _flatten(state._asdict()), config)
+    flat = _flatten(state._asdict())
+    _state(_unflatten(flat))
+    tensorfile.write(path, flat, config)
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[TrainState, dict[str, Any]]:
     """The state, on `device`, and the configuration that `save` wrote.
 
-    Raises FileNotFoundError for a missing file; ValueError, naming the file and the reason, for one that is truncated,
-    altered or no checkpoint.
+    Raises FileNotFoundError for a missing file, PermissionError for one that may not be read; ValueError, naming the
+    file and the reason, for one that is truncated, altered or no checkpoint, or holds no training state.
     """
-    tensors, config = read(path)
-    fields = _unflatten({name: t.to(device) for name, t in tensors.items()})
+    tensors, config = tensorfile.read(path, "checkpoint")
+    try:
+        state = _state(_unflatten(tensors))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold a training state: {error}") from error
+    return pytree.tree_map(lambda t: t.to(device), state), config
+
+
+def _state(fields: Mapping[str, Any]) -> TrainState:
+    """Raises ValueError or TypeError unless `fields` are those of a state that a step can go on with."""
     if not {"step", "params", "key"} <= set(fields) <= set(TrainState._fields):
-        raise ValueError(f"{path} does not hold a training state but {', '.join(sorted(fields))}")
-    return TrainState(**{"opt_state": {}, **fields}), config
-
-
-def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Writes any named tensors as `save` writes a state."""
-    tensors = _on_cpu(tensors)
-    _write(Path(path), tensors, config, _digest(tensors, config))
-
-
-def write_mapped(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """`write` for `mapped`: without a digest of the tensors' bytes, for which the caller keeps checksums of its own."""
-    _write(Path(path), _on_cpu(tensors), config, None)
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-
-
-def _write(path: Path, tensors: dict[str, Tensor], config: Mapping[str, Any], digest: str | None) -> None:
-    about = {"config": dict(config), "names": list(tensors), "sha256": digest}
-    # One entry, since safetensors writes several in an arbitrary order.
-    metadata = {_ENTRY: json.dumps(about, sort_keys=True)}
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path} could not be written: {error}") from error
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the configuration that `write` wrote; errors as `load`."""
-    tensors, about = _mapped(Path(path))
-    if about["sha256"] != _digest(tensors, about["config"]):
-        raise ValueError(f"{path} was altered: its contents do not have the SHA-256 in its header")
-    return tensors, about["config"]
-
-
-def mapped(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """`read` without looking at the tensors' bytes: they are mapped into memory, and come from the file when used.
-
-    A file of the wrong length is refused; whether its contents were altered remains the caller's to check.
-    """
-    tensors, about = _mapped(Path(path))
-    return tensors, about["config"]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one step: it holds the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text)
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            about = json.loads(metadata.get(_ENTRY, "{}"))
-            # safetensors sorts the names; an update goes by the order of the dict.
-            tensors = {name: file.get_tensor(name) for name in about.get("names", [])}
-    except (SafetensorError, OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is truncated, altered or no checkpoint: {error}") from error
-    if not {"config", "names", "sha256"} <= set(about):
-        raise ValueError(f"{path} is no checkpoint: its header lacks the configuration, the names or the SHA-256")
-    return tensors, about
+        raise ValueError(f"a state has step, params, opt_state and key, got {', '.join(sorted(fields)) or 'nothing'}")
+    state = TrainState(**{"opt_state": {}, **fields})
+    if not isinstance(state.step, Tensor) or state.step.dtype != torch.int64 or state.step.dim():
+        raise ValueError("step must be an int64 scalar")
+    check_unspent(state.step)
+    random.check_key(state.key)
+    if not isinstance(state.params, dict) or not isinstance(state.opt_state, dict):
+        raise ValueError("params and opt_state must be dicts of tensors by name")
+    for name, value in state.params.items():
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+            raise ValueError(f"params/{name} must be a floating tensor, got {getattr(value, 'dtype', 'a dict')}")
+    return state
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
@@ -131,27 +68,16 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
 
 
 def _unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Raises ValueError where a name is that of a tensor and of a dict."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *parents, leaf = name.split("/")
         branch = tree
         for parent in parents:
             branch = branch.setdefault(parent, {})
+            if not isinstance(branch, dict):
+                raise ValueError(f"{parent} of {name} is a tensor")
+        if leaf in branch:
+            raise ValueError(f"{name} is a dict")
         branch[leaf] = value
     return tree
-
-
-def _digest(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps([config, list(tensors)], sort_keys=True).encode())
-    for name, value in tensors.items():
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _sync(path: str | os.PathLike[str]) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

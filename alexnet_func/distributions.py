@@ -41,17 +41,19 @@ def to_gumbel(words: Tensor) -> Tensor:
 
 def affine(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """The float32 of u * (high - low) + low, rounded once as in a fused multiply-add; low where high is lower."""
-    # The product has 47 bits, exact in float64. The sum is rounded there to odd (Boldo, Melquiond 2008), so that
-    # rounding it once more to float32 is rounding once: where it lost something, it is cut towards zero and its last
-    # bit set. Patterns of bits pass no gradient; that of the plain sum remains.
+    # The product has 47 bits, exact in float64. Rounding their sum there and then to float32 differs from rounding once
+    # only where the first gives the middle between two float32 numbers and has lost something (2Sum, Knuth): there it
+    # takes one step towards what was lost. Steps have no gradient; that of the plain sum remains.
     span = (high - low).where(~(high < low), 0)
     product, base = u.double() * span.double(), low.double()
     total = (product + base).clamp(-1e300, 1e300)  # inf - inf is no number
     seen, back = total.detach(), (total - product).detach()
     lost = (product.detach() - (seen - back)).add_(base.detach() - back)
-    sign = lost.mul_(seen).sign_().to(torch.int64)  # -1 where the sum was rounded away from zero
-    odd = (sign >> 63).add_(seen.view(torch.int64)).bitwise_or_(sign.bitwise_and_(1))
-    return (total + (odd.view(torch.float64) - seen)).to(torch.float32)
+    near = seen.to(torch.float32).double()
+    mirrored = 2 * seen - near  # a float32 number too, where `seen` is in the middle
+    tie = (lost != 0) & (mirrored != near) & (mirrored.to(torch.float32).double() == mirrored)
+    beyond = torch.nextafter(seen, torch.full_like(seen, math.inf).copysign(lost))
+    return (total + (beyond.where(tie, seen) - seen)).to(torch.float32)
 
 
 def truncate(u: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from alexnet_func.arch import (
 )
 from alexnet_func.checks import check_named_tensors, shapes_of
 from alexnet_func.model import Params
+from alexnet_func.weights import read
 
 PureForward = Callable[..., Any]
 
@@ -166,20 +166,17 @@ def load_torchvision(weights: Any) -> Params:
     """The parameters of a torchvision AlexNet, published or from a file.
 
     `weights` is a `torchvision.models.AlexNet_Weights`, the name of one such as "IMAGENET1K_V1" or "DEFAULT"
-    (downloaded on first use by torchvision, its hash checked), or the path of a state dict, read without running
-    any pickled code. The last layer may have any number of classes.
+    (downloaded on first use by torchvision, its hash checked), or the path of a file, which `weights.read` reads
+    without running any pickled code. The last layer may have any number of classes.
 
     Raises FileNotFoundError for a path that is not there, ValueError for a file that holds something else, OSError
     where the download fails.
     """
-    if isinstance(weights, str | os.PathLike) and not _is_weights_name(weights):
-        state = _read_state_dict(Path(weights))
-    else:
-        state = _download(weights)
-    bias = state.get("classifier.6.bias")
-    classes = len(bias) if isinstance(bias, Tensor) and bias.dim() == 1 and len(bias) else ALEXNET.num_classes
-    check_named_tensors(param_shapes(ALEXNET.replace(num_classes=classes)), state, str(weights))
-    return state
+    if not isinstance(weights, str | os.PathLike) or _is_weights_name(weights):
+        return _download(weights)
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"{weights} is neither a file nor the name of torchvision's AlexNet weights")
+    return read(weights).params
 
 
 def export(params: Params, path: str | os.PathLike[str], arch: Arch = ALEXNET) -> None:
@@ -254,15 +251,3 @@ def _download(weights: Any) -> Params:
     except OSError as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise OSError(f"no weights from {published.url} ({error}): put the file into {folder} and try again") from error
-
-
-def _read_state_dict(path: Path) -> Params:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is neither a file nor the name of torchvision's AlexNet weights")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, LookupError, EOFError) as error:
-        raise ValueError(f"{path} is not a state dict that loads without running code: {error}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
-    return dict(state)

@@ -5,6 +5,7 @@ of a key are those of JAX's partitionable generator.
 """
 
 import math
+import numbers
 import operator
 import sys
 from collections.abc import Callable, Sequence
@@ -148,13 +149,10 @@ def as_shape(shape: Shape, name: str = "shape") -> tuple[int, ...]:
 
 def is_integer(value: Any) -> bool:
     """Whether it is an integer to Python, such as NumPy's; a tensor is none, since its value may lie on a GPU."""
-    if isinstance(value, Tensor | int | torch.SymInt):
-        return not isinstance(value, Tensor)
-    try:
-        operator.index(value)
-    except TypeError:
-        return False
-    return True
+    if isinstance(value, numbers.Integral | torch.SymInt):
+        return True
+    scalar = not isinstance(value, Tensor) and getattr(value, "shape", None) == ()
+    return scalar and hasattr(value, "__index__") and value.dtype.kind in "iu"
 
 
 def split_each(keys: Tensor, num: int) -> Tensor:

@@ -1,5 +1,6 @@
 import functools
 import shutil
+import signal
 
 import pytest
 import torch
@@ -34,6 +35,11 @@ def pytest_collection_modifyitems(items):
         for marker, reason in without:
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _heard():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores Ctrl-C
 
 
 @pytest.fixture(autouse=True)

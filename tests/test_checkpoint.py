@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
 import alexnet_func as af
-from alexnet_func import checkpoint, optim, train
+from alexnet_func import checkpoint, optim, tensorfile, train
 from tests.conftest import TINY, images, tiny_loss
 
 CONFIG = {"arch": TINY.to_json(), "epochs": 3, "lr": 0.05, "classes": ["a", "ß"]}
@@ -139,3 +139,46 @@ except OSError as error:
 def test_a_folder_that_is_not_there(state, tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         checkpoint.save(tmp_path / "nowhere" / "c", state, {})
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize(
+    ("field", "wrong", "message"),
+    [
+        ("step", torch.zeros(()), "step must be an int64 scalar"),
+        ("step", torch.zeros(2, dtype=torch.int64), "step must be an int64 scalar"),
+        ("step", torch.tensor(-5), "this state was given to a donated step before"),
+        ("key", torch.zeros(2), r"key must be an int32 tensor from alexnet_func\.random\.key, got a torch\.float32"),
+        ("key", torch.zeros(3, dtype=torch.int32), r"key must have shape \[2\]"),
+        ("params", torch.zeros(3), "params and opt_state must be dicts of tensors by name"),
+        ("params/x", torch.zeros(3, dtype=torch.int64), r"params/x must be a floating tensor, got torch\.int64"),
+        ("params/x/y", torch.zeros(3), "params/x must be a floating tensor, got a dict"),
+        ("params/features.0.weight/y", torch.zeros(3), r"features\.0\.weight of params/.* is a tensor"),
+        ("opt_state", torch.zeros(3), "opt_state of .* is a tensor|opt_state is a dict|must be dicts"),
+        ("more", torch.zeros(3), "got key, more, opt_state, params, step"),
+        ("step", None, "got key, opt_state, params"),
+        ("key", None, "got opt_state, params, step"),
+        ("params", None, "got key, opt_state, step"),
+    ],
+)
+def test_a_whole_file_that_holds_no_state_is_refused_by_name(saved, field, wrong, message):
+    tensors, config = tensorfile.read(saved)
+    kept = {name: t for name, t in tensors.items() if name != field and (field != "params" or name[:7] != "params/")}
+    tensorfile.write(saved, kept if wrong is None else {**kept, field: wrong}, config)
+    with pytest.raises(ValueError, match=rf"checkpoint\.safetensors does not hold a training state: .*({message})"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.errors
+def test_what_could_not_be_loaded_is_not_saved(saved, state):
+    before = saved.read_bytes()
+    for wrong in ({"a/b": torch.zeros(2)}, {"a": torch.zeros(2).int()}, {}):
+        with pytest.raises(ValueError, match="params"):
+            checkpoint.save(saved, state._replace(params=wrong), CONFIG)
+    assert saved.read_bytes() == before
+
+
+@pytest.mark.errors
+def test_a_configuration_with_numbers_for_names_comes_back(saved, state):
+    checkpoint.save(saved, state, {2: "two", 10: {3: 4, 20: 5}})
+    assert checkpoint.load(saved)[1] == {"2": "two", "10": {"3": 4, "20": 5}}

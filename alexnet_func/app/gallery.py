@@ -8,7 +8,10 @@ from jaxtyping import Float, Int64, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from alexnet_func.app.labels import LITERAL, label
+
 _INCHES = 1.1  # a picture's side
+_LONGEST = 24  # characters of a caption's line
 
 
 def pictures(images: UInt8[Tensor, "n 3 h w"], captions: Sequence[str], *, columns: int = 8, title: str = "") -> Figure:
@@ -22,8 +25,8 @@ def pictures(images: UInt8[Tensor, "n 3 h w"], captions: Sequence[str], *, colum
         axes.axis("off")
     for axes, image, caption in zip(cells.flat, images, captions, strict=False):
         _show(axes, image)
-        axes.set_title(caption, fontsize=8)
-    figure.suptitle(title, fontsize=11)
+        axes.set_title(_lines(caption, _LONGEST), fontsize=8, **LITERAL)
+    figure.suptitle(_lines(title, _LONGEST * columns), fontsize=11, **LITERAL)
     return figure
 
 
@@ -44,16 +47,16 @@ def predictions(
     cells = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=(1.4, 1) * rows)
     for axes in cells.flat:
         axes.axis("off")
-    for i, label in enumerate(labels.tolist()):
+    for i, y in enumerate(labels.tolist()):
         row, column = divmod(i, columns)
         above, below = cells[2 * row, column], cells[2 * row + 1, column]
         _show(above, images[i])
-        above.set_title(classes[label], fontsize=9)
+        above.set_title(label(classes[y]), fontsize=9, **LITERAL)
         guesses = best.indices[i].tolist()
-        colors = ["tab:red" if guess == label else "tab:blue" for guess in guesses]
+        colors = ["tab:red" if guess == y else "tab:blue" for guess in guesses]
         below.barh(range(len(guesses)), best.values[i].tolist(), color=colors, alpha=0.5)
         for place, guess in enumerate(guesses):
-            below.text(0.01, place, classes[guess], va="center", fontsize=8)
+            below.text(0.01, place, label(classes[guess]), va="center", fontsize=8, **LITERAL)
         below.set_xlim(0, 1)
         below.invert_yaxis()
     return figure
@@ -73,6 +76,11 @@ def neighbours(
     cells[0, 0].set_title("test image", fontsize=9)
     cells[0, 1].set_title("nearest in training", fontsize=9, loc="left")
     return figure
+
+
+def _lines(text: str, longest: int) -> str:
+    """A caption may have lines; in each of them names are literal."""
+    return "\n".join(label(line, longest) for line in text.split("\n"))
 
 
 def _show(axes: Any, image: UInt8[Tensor, "3 h w"]) -> None:

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from alexnet_func import curvature, model, per_sample
-from alexnet_func.app import inputs, score
-from alexnet_func.app.inputs import Reading
-from alexnet_func.app.runs import Model
-from alexnet_func.data import datasets
+from alexnet_func.app import score
+from alexnet_func.app.models import Model
+from alexnet_func.app.progress import Show
+from alexnet_func.data import preprocess, sources
+from alexnet_func.data.preprocess import Moments
+from alexnet_func.data.records import Dataset
+from alexnet_func.data.sources import Reading, Source
 
 _BATCH = 64  # images whose captures are in memory at once
 _SHOWN = 32
@@ -35,32 +37,29 @@ class Findings(NamedTuple):
 
 
 def inspect(
-    source: Model, data: str, root: str, out: Path, *, limit: int | None, reading: Reading, console: Console
+    source: Model, dataset: Dataset, data: str, out: Path, *, limit: int | None, reading: Reading, show: Show
 ) -> None:
     """Writes `inspect.csv`, every training image by falling gradient norm, and `inspect.png` into `out`.
 
     Gradients are of each image's own loss, in evaluation and of the middle of the image. Raises ValueError where the
-    data set has other classes than the network.
+    data set has other classes than the network, FloatingPointError where its outputs are not finite.
     """
     from alexnet_func.app import plots  # matplotlib takes a second to load
 
-    dataset = datasets.load(data, root=root)
-    score.check_classes(source, data, dataset.classes)
-    split = inputs.limited(dataset.train, limit)
-    # Streamed, since then an index stays that of its file where others cannot be read.
-    images = inputs.source(split, inputs.stored_side(source.arch), reading._replace(stream=True), console, "train")
-    moments = inputs.Moments(source.mean, source.std)
+    dataset = score.with_labels_of(source, dataset, data)
+    split = preprocess.limited(dataset.train, limit)
+    images = sources.open_split(split, preprocess.stored_side(source.arch), reading, "train")
+    moments = Moments(source.mean, source.std)
     found = _find(images, source, moments)
     scale = _noise_scale(images, source, moments)
 
     out.mkdir(parents=True, exist_ok=True)
     order = found.norm.argsort(descending=True)
-    names = [str(path) for path in split.paths] if isinstance(split, datasets.Files) else None
-    _write_csv(out / "inspect.csv", found, order, names, dataset.classes)
+    _write_csv(out / "inspect.csv", found, order, split.names, dataset.classes)
     top = order[:_SHOWN]
     pixels = _pixels(images, found.indices[top])
     captions = [
-        f"{dataset.classes[label]}, seen as\n{dataset.classes[guess]}, {norm:.3g}"
+        (dataset.classes[label], dataset.classes[guess], norm)
         for label, guess, norm in zip(
             found.label[top].tolist(), found.predicted[top].tolist(), found.norm[top].tolist(), strict=True
         )
@@ -68,27 +67,27 @@ def inspect(
     plots.inspection(pixels, captions, found.norm, found.shares, out / "inspect.png")
 
     middle, far = (found.norm.quantile(q).item() for q in (0.5, 0.99))
-    console.print(f"{len(found.norm)} training images: gradient norm {middle:.3g} in the median, {far:.3g} at 99 %")
-    console.print("  ".join(f"{name} {share:.1%}" for name, share in found.shares.items()))
-    console.print(scale)
+    show.line(f"{len(found.norm)} training images: gradient norm {middle:.3g} in the median, {far:.3g} at 99 %")
+    show.line("  ".join(f"{name} {share:.1%}" for name, share in found.shares.items()))
+    show.line(scale)
     if images.unreadable:
-        console.print(f"{len(images.unreadable)} unreadable left out")
-    console.print(f"wrote {out / 'inspect.png'} and {out / 'inspect.csv'}")
+        show.line(f"{len(images.unreadable)} unreadable left out")
+    show.line(f"wrote {out / 'inspect.png'} and {out / 'inspect.csv'}")
 
 
-def _find(images: inputs.Source, source: Model, moments: inputs.Moments) -> Findings:
+def _find(images: Source, source: Model, moments: Moments) -> Findings:
     parts: list[tuple[Tensor, ...]] = []
     squares: list[Tensor] = []
     layers: list[str] = []
     orders = torch.arange(len(images.labels)).split(_BATCH)
-    for index, (x, y) in inputs.indexed_batches(images, orders, source.arch, moments):
+    for index, (x, y) in preprocess.indexed_batches(images, orders, source.arch, moments):
         (examples,) = per_sample.examples(source.params, (x, y), arch=source.arch)
         by_name = examples.squares()
         layers = list(dict.fromkeys(name.rpartition(".")[0] for name in by_name))
         by_layer = [by_name[f"{layer}.weight"] + by_name[f"{layer}.bias"] for layer in layers]
         squares.append(torch.stack(by_layer).cpu())
         with torch.no_grad():
-            predicted = model.forward(source.params, x, arch=source.arch).argmax(-1)
+            predicted = score.finite(model.forward(source.params, x, arch=source.arch)).argmax(-1)
         parts.append((index.cpu(), y.cpu(), predicted.cpu(), examples.losses.cpu()))
     indices, label, predicted, loss = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     square = torch.cat(squares, 1)
@@ -97,9 +96,9 @@ def _find(images: inputs.Source, source: Model, moments: inputs.Moments) -> Find
     return Findings(indices, label, predicted, loss, total.sqrt(), dict(zip(layers, shares.tolist(), strict=True)))
 
 
-def _noise_scale(images: inputs.Source, source: Model, moments: inputs.Moments) -> str:
-    orders = inputs.shuffle(len(images.labels))[:_FOR_NOISE_SCALE].split(_BATCH)
-    parts = [batch for _, batch in inputs.indexed_batches(images, orders, source.arch, moments)]
+def _noise_scale(images: Source, source: Model, moments: Moments) -> str:
+    orders = preprocess.shuffle(len(images.labels))[:_FOR_NOISE_SCALE].split(_BATCH)
+    parts = [batch for _, batch in preprocess.indexed_batches(images, orders, source.arch, moments)]
     x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     if len(y) < 3:
         return "gradient noise scale: needs at least three images"
@@ -110,13 +109,17 @@ def _noise_scale(images: inputs.Source, source: Model, moments: inputs.Moments) 
     return f"gradient noise scale {scale:,.0f} +- {error:,.0f} images, from {len(y)} of them"
 
 
-def _pixels(images: inputs.Source, index: Tensor) -> Tensor:
+def _pixels(images: Source, index: Tensor) -> Tensor:
     return torch.cat([pixels.cpu() for _, pixels in images.fetch(index.split(_BATCH))])
 
 
-def _write_csv(path: Path, found: Findings, order: Tensor, names: list[str] | None, classes: tuple[str, ...]) -> None:
+def _write_csv(path: Path, found: Findings, order: Tensor, names: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    """Names are UTF-8, and where a file's name is not, its own bytes.
+
+    Read with newline="", encoding="utf-8" and errors="surrogateescape" they are what they were.
+    """
     columns = [tensor[order].tolist() for tensor in found[:5]]
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "file", "label", "predicted", "loss", "gradient_norm"])
         for index, label, predicted, loss, norm in zip(*columns, strict=True):

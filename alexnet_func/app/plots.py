@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from alexnet_func.app.labels import LITERAL, label
+
 mpl.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
 
@@ -61,8 +63,9 @@ def confusion(matrix: Tensor, classes: Sequence[str], out: Path) -> None:
     image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
     axes.set(xlabel="predicted class", ylabel="true class")
     if named:
-        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-        axes.set_yticks(range(len(classes)), classes)
+        names = [label(name) for name in classes]
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", **LITERAL)
+        axes.set_yticks(range(len(names)), names, **LITERAL)
         for (i, j), count in np.ndenumerate(counts):
             if count:
                 axes.text(
@@ -72,8 +75,14 @@ def confusion(matrix: Tensor, classes: Sequence[str], out: Path) -> None:
     figure.savefig(out, dpi=120)
 
 
-def inspection(images: Tensor, captions: Sequence[str], norms: Tensor, shares: Mapping[str, float], out: Path) -> None:
-    """Images [n, 3, H, W] of 0..255 with a caption each, the distribution of `norms` [N], and each layer's share."""
+def inspection(
+    images: Tensor,
+    captions: Sequence[tuple[str, str, float]],
+    norms: Tensor,
+    shares: Mapping[str, float],
+    out: Path,
+) -> None:
+    """Images [n, 3, H, W] of 0..255, with class, prediction and norm of each; all `norms` [N]; each layer's share."""
     columns = 8
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(11, 1.75 * rows + 3), layout="constrained")
@@ -83,9 +92,9 @@ def inspection(images: Tensor, captions: Sequence[str], norms: Tensor, shares: M
     cells = above.subplots(rows, columns, squeeze=False)
     for axes in cells.flat:
         axes.axis("off")
-    for axes, image, caption in zip(cells.flat, images, captions, strict=False):
+    for axes, image, (true, guess, norm) in zip(cells.flat, images, captions, strict=False):
         axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_title(caption, fontsize=7)
+        axes.set_title(f"{label(true, 18)}, seen as\n{label(guess, 18)}, {norm:.3g}", fontsize=7, **LITERAL)
     distribution, layers = below.subplots(1, 2)
     visible = norms[(norms > 0) & norms.isfinite()].log10().numpy()
     distribution.hist(visible, bins=60, color="tab:blue")

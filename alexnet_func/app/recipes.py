@@ -1,40 +1,65 @@
 """How each kind of data is trained, as data."""
 
+import math
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 
 from alexnet_func import optim
+from alexnet_func.data.preprocess import Augmentation
 from alexnet_func.train import Precision
-
-Augmentation = Literal["shift", "shift-flip", "crop-flip", "resized-flip", "paper"]
 
 OptimizerName = Literal["sgd", "adamw", "muon"]
 
 
+def check_range(name: str, value: int | float | None, least: int | float, most: int | float = math.inf) -> None:
+    """Raises ValueError, in the words of the command line, unless the value is None or lies in [least, most]."""
+    option = f"--{name.replace('_', '-')}"
+    if value is not None and not value >= least:
+        raise ValueError(f"{option} must be at least {least}, got {value}")
+    if value is not None and not (value <= most and math.isfinite(value)):
+        raise ValueError(f"{option} must be {'finite' if most == math.inf else f'at most {most}'}, got {value}")
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Arch, optimiser, length and augmentation of a run. Raises ValueError for the paper's form of anything but SGD.
+    """Arch, optimiser, length and augmentation; the defaults are those for --data.
 
-    `augmentation`: "shift" by up to an eighth of the side, "shift-flip" with mirroring too, "crop-flip" a random crop
-    of a larger image and mirroring, "paper" that and PCA colour noise, "resized-flip" a crop of random size and shape.
-    `optimizer`: "muon" is Muon for all convolutions but the first, and AdamW at a twentieth of `lr` for the rest.
+    Raises ValueError for a number out of its range, and for the paper's form of anything but SGD.
     """
 
-    arch: str
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    weight_decay: float
+    arch: Annotated[str, tyro.conf.arg(metavar="NAME")]
+    """alexnet, alexnet_2012, caffenet or alexnet_cifar."""
+    epochs: Annotated[int, tyro.conf.arg(metavar="N")]
+    """Passes over the training images."""
+    batch_size: Annotated[int, tyro.conf.arg(metavar="N")]
+    """Images a step."""
+    lr: Annotated[float, tyro.conf.arg(metavar="F")]
+    """Peak learning rate."""
+    momentum: Annotated[float, tyro.conf.arg(metavar="F")]
+    """Momentum of the velocity, and AdamW's b1."""
+    weight_decay: Annotated[float, tyro.conf.arg(metavar="F")]
+    """Decay added to the gradient, or AdamW's."""
     schedule: Literal["constant", "cosine", "linear", "step"]
+    """How the rate falls; cosine and linear warm up for a tenth of the run, step divides by ten three times."""
     augmentation: Augmentation
-    form: Literal["torch", "paper"] = "torch"
+    """shift: by up to an eighth of the side; shift-flip: and mirroring; crop-flip: a random crop of a larger image, and
+    mirroring; resized-flip: a crop of random size and shape; paper: crop, flip and colour noise."""
+    form: tyro.conf.Suppress[Literal["torch", "paper"]] = "torch"
     optimizer: OptimizerName = "sgd"
+    """SGD with momentum, or AdamW, which wants a much smaller rate and a larger decay; muon: orthogonalised momentum
+    for all convolutions but the first, AdamW at a twentieth of the rate for the rest."""
 
     def __post_init__(self) -> None:
+        check_range("epochs", self.epochs, 1, 10**6)
+        check_range("batch_size", self.batch_size, 1, 2**31 - 1)
+        check_range("lr", self.lr, 0)
+        check_range("weight_decay", self.weight_decay, 0)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"--momentum must lie in [0, 1), got {self.momentum}")
         if self.form == "paper" and self.optimizer != "sgd":
             raise ValueError(f"the paper's recipe is one of SGD: it does not go with {self.optimizer}")
 
@@ -89,11 +114,14 @@ def _schedule(recipe: Recipe, peak: float, steps_per_epoch: int) -> optim.Schedu
             return optim.step_decay(peak, tuple(total * i // 4 for i in (1, 2, 3)))
 
 
-def choose(data: str, name: str | None = None, **changes: Any) -> Recipe:
-    """The named recipe, or the one for that data, with those of its fields changed that are not None.
+def by_data(data: str, name: str | None = None, arch: str | None = None) -> Recipe:
+    """The named recipe, or the one for that data. A folder holds photographs unless `arch` is for small images."""
+    if name == "paper":
+        return PAPER
+    return BY_DATA.get(data, CIFAR if arch == "alexnet_cifar" else PHOTOGRAPHS)
 
-    A folder holds photographs unless `arch` is for small images.
-    """
+
+def choose(data: str, name: str | None = None, **changes: Any) -> Recipe:
+    """`by_data`, with those of its fields changed that are not None."""
     given = {field: value for field, value in changes.items() if value is not None}
-    by_data = BY_DATA.get(data, CIFAR if given.get("arch") == "alexnet_cifar" else PHOTOGRAPHS)
-    return replace(PAPER if name == "paper" else by_data, **given)
+    return replace(by_data(data, name, given.get("arch")), **given)

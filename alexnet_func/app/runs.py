@@ -1,4 +1,4 @@
-"""A run directory: `config.json`, `checkpoint.safetensors`, `metrics.jsonl`; and the models that commands read."""
+"""A run directory: `config.json`, `checkpoint.safetensors`, `best.safetensors` and `metrics.jsonl`."""
 
 import json
 import os
@@ -7,70 +7,80 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils import _pytree as pytree
 
-from alexnet_func import checkpoint, interop
-from alexnet_func.arch import ALEXNET, Arch
-from alexnet_func.checks import check_named_tensors
-from alexnet_func.model import Params, param_shapes
+from alexnet_func import checkpoint, files
+from alexnet_func.app import models
 from alexnet_func.train import TrainState
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = models.CHECKPOINT
+BEST = "best.safetensors"
 METRICS = "metrics.jsonl"
 CONFIG = "config.json"
-MAY_CHANGE = {"epochs", "device", "compile"}  # of a configuration, when a run is resumed
+PICTURES = ("curves.png", "filters.png", "confusion.png")
+MAY_CHANGE = {"data", "epochs", "device", "compile"}  # of a configuration, when a run is resumed
 
 
-class Model(NamedTuple):
-    """What evaluation and prediction need of a trained network; mean and std are a channel, on 0..1."""
+class Best(NamedTuple):
+    """The best test accuracy so far, 0..1, and the epoch that had it; -1 and 0 before there was one."""
 
-    arch: Arch
-    params: Params
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: tuple[str, ...] | None
+    accuracy: float
+    epoch: int
 
 
 class Progress(NamedTuple):
-    """Where a run stands: its state, and the sum of the losses of the epoch it is in."""
+    """Where a run stands: its state, the sum of the losses of the epoch it is in, and how many epochs have ended.
+
+    An epoch ends with its evaluation: one whose steps are done may still want that.
+    """
 
     state: TrainState
     loss_sum: float
+    epochs: int
+    best: Best
 
 
 def check_free(out: Path) -> None:
-    """Raises ValueError if the directory holds a checkpoint, which a fresh run would overwrite."""
+    """Raises ValueError if a fresh run would overwrite what is in the directory, of a run or of anything else."""
     if (out / CHECKPOINT).exists():
         raise ValueError(f"{out} holds a checkpoint: add --resume to go on with it, or choose another --out")
+    _check_begun(out)
 
 
 def open_run(out: Path, config: Mapping[str, Any], device: torch.device) -> Progress | None:
     """Makes the directory, or finds where an earlier run stopped; None: start afresh.
 
     Raises ValueError for a configuration that differs from the checkpoint's in more than `MAY_CHANGE`, naming the
-    difference.
+    difference, for a checkpoint of anything but a run, and for files of a run whose checkpoint is gone.
     """
     out.mkdir(parents=True, exist_ok=True)
+    files.sweep(out)
     path = out / CHECKPOINT
     if not path.exists():
-        checkpoint.write_text(out / CONFIG, json.dumps(config, indent=2))
-        checkpoint.write_text(out / METRICS, "")
+        _check_begun(out)
+        files.write_text(out / CONFIG, json.dumps(config, indent=2))
+        files.write_text(out / METRICS, "")
         return None
     state, saved = checkpoint.load(path, device)
-    before = saved["run"]
-    differing = [
-        f"{name} {before.get(name)!r} -> {config.get(name)!r}"
-        for name in sorted(before.keys() | config.keys())
-        if name not in MAY_CHANGE and before.get(name) != config.get(name)
-    ]
-    if differing:
-        raise ValueError(f"{out} was trained otherwise: {', '.join(differing)}")
-    checkpoint.write_text(out / CONFIG, json.dumps(config, indent=2))
-    return Progress(state, saved["loss_sum"])
+    before = models.run_of(path, saved)
+    _check_same(out, before, config)
+    model = models.described(path, state.params, before)
+    if dtypes := {str(t.dtype) for t in pytree.tree_leaves((model.params, state.opt_state))} - {"torch.float32"}:
+        raise ValueError(f"{path} is no checkpoint of alexnet train: it holds {', '.join(sorted(dtypes))}")
+    loss_sum, epochs = (models.number(path, saved, name) for name in ("loss_sum", "epochs"))
+    best = Best(models.number(path, saved, "best_accuracy"), int(models.number(path, saved, "best_epoch")))
+    files.write_text(out / CONFIG, json.dumps(config, indent=2))
+    return Progress(state, loss_sum, int(epochs), best)
 
 
-def save(out: Path, progress: Progress, config: Mapping[str, Any]) -> None:
-    """Writes the checkpoint."""
-    checkpoint.save(out / CHECKPOINT, progress.state, {"run": dict(config), "loss_sum": progress.loss_sum})
+def save(out: Path, name: str, progress: Progress, config: Mapping[str, Any]) -> None:
+    """Writes a checkpoint of that name. Raises FloatingPointError for one that is not finite: the old one stays."""
+    state = progress.state
+    if not all(bool(t.isfinite().all()) for t in pytree.tree_leaves((state.params, state.opt_state))):
+        raise FloatingPointError(f"step {int(state.step)} left parameters that are not finite: try a smaller --lr")
+    where = {"loss_sum": progress.loss_sum, "epochs": progress.epochs}
+    best = {"best_accuracy": progress.best.accuracy, "best_epoch": progress.best.epoch}
+    checkpoint.save(out / name, state, {"run": dict(config), **where, **best})
 
 
 def keep_metrics(out: Path, epochs: int) -> None:
@@ -82,9 +92,9 @@ def keep_metrics(out: Path, epochs: int) -> None:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if row["epoch"] <= epochs:
+        if isinstance(row, dict) and row.get("epoch", epochs + 1) <= epochs:
             rows.append(line)
-    checkpoint.write_text(path, "".join(f"{row}\n" for row in rows))
+    files.write_text(path, "".join(f"{row}\n" for row in rows))
 
 
 def append_metrics(out: Path, row: Mapping[str, Any]) -> None:
@@ -95,29 +105,30 @@ def append_metrics(out: Path, row: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def load_model(source: str, device: torch.device) -> Model:
-    """The network of a run directory, of a checkpoint, of a file of torchvision's AlexNet, or "torchvision" itself.
-
-    Raises FileNotFoundError where there is nothing, ValueError for a file that does not hold a network.
-    """
-    path = Path(source)
-    if path.is_dir():
-        path = path / CHECKPOINT
-    if path.suffix == ".safetensors":
-        state, saved = checkpoint.load(path, device)
-        config = saved["run"]
-        arch = Arch.from_json(config["arch"])
-        check_named_tensors(param_shapes(arch), state.params, f"{path} as {arch.name}")
-        return Model(arch, state.params, tuple(config["mean"]), tuple(config["std"]), tuple(config["classes"]))
-    params = interop.load_torchvision("DEFAULT" if source == "torchvision" else path)
-    params = {name: p.to(device) for name, p in params.items()}
-    arch = ALEXNET.replace(num_classes=len(params["classifier.6.bias"]))
-    # The moments of ImageNet that torchvision's weights were trained with.
-    return Model(arch, params, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), _imagenet_names(arch.num_classes))
+def _check_begun(out: Path) -> None:
+    """Raises ValueError unless a directory without a checkpoint holds nothing but what a run begins with."""
+    for name in (BEST, *PICTURES):
+        if (out / name).exists():
+            raise ValueError(f"{out} holds {name} and no {CHECKPOINT}: choose another --out, or move it away")
+    if (out / METRICS).exists() and (out / METRICS).stat().st_size:
+        raise ValueError(f"{out} holds {METRICS} of a run whose {CHECKPOINT} is gone: choose another --out")
+    if (out / CONFIG).exists() and not _is_ours((out / CONFIG).read_bytes()):
+        raise ValueError(f"{out} holds a {CONFIG} that alexnet train did not write: choose another --out")
 
 
-def _imagenet_names(classes: int) -> tuple[str, ...] | None:
-    from torchvision.models import AlexNet_Weights
+def _is_ours(config: bytes) -> bool:
+    try:
+        found = json.loads(config)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and {"arch", "classes", "epochs", "seed"} <= set(found)
 
-    names = tuple(AlexNet_Weights.DEFAULT.meta["categories"])
-    return names if len(names) == classes else None
+
+def _check_same(out: Path, before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    differing = [
+        f"{name} {before.get(name)!r} -> {config.get(name)!r}"
+        for name in sorted(before.keys() | config.keys())
+        if name not in MAY_CHANGE and before.get(name) != config.get(name)
+    ]
+    if differing:
+        raise ValueError(f"{out} was trained otherwise: {', '.join(differing)}")

@@ -1,77 +1,130 @@
 """Evaluation and prediction with a trained network, as `alexnet eval` and `alexnet predict` print them."""
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from jaxtyping import UInt8
 from torch import Tensor
 
 from alexnet_func import losses, model, train
-from alexnet_func.app import inputs
-from alexnet_func.app.inputs import Reading
-from alexnet_func.app.runs import Model
-from alexnet_func.data import augment, datasets, images
+from alexnet_func.app.models import Model
+from alexnet_func.app.progress import Show
+from alexnet_func.data import augment, folders, images, preprocess, sources
+from alexnet_func.data.records import Dataset
+from alexnet_func.data.sources import Reading, Source
 
 
 def evaluate(
-    source: Model, data: str, root: str, *, ten_crop: bool, reading: Reading, console: Console
+    source: Model, dataset: Dataset, data: str, *, ten_crop: bool, reading: Reading, show: Show
 ) -> train.Metrics:
     """Prints accuracy and loss on the test split, by class, and the confusion matrix of up to twenty classes.
 
     With `ten_crop` probabilities are averaged over ten crops: Krizhevsky et al. 2012, section 4.1; over the image and
     its mirror image where a crop is the whole image. Raises ValueError where the data set has other classes than the
-    network.
+    network, FloatingPointError where its outputs are not finite.
     """
-    dataset = datasets.load(data, root=root)
-    check_classes(source, data, dataset.classes)
+    dataset = with_labels_of(source, dataset, data)
     log_p, labels = [], []
-    test = inputs.source(dataset.test, inputs.stored_side(source.arch), reading, console, "test")
+    test = sources.open_split(dataset.test, preprocess.stored_side(source.arch), reading, "test")
     for crops, y in _views(test, source, ten_crop):
         with torch.no_grad():
-            logits = model.forward(source.params, crops.flatten(0, 1), arch=source.arch)
+            logits = finite(model.forward(source.params, crops.flatten(0, 1), arch=source.arch))
         views = logits.log_softmax(-1).unflatten(0, crops.shape[:2])
         log_p.append(views.logsumexp(1) - math.log(crops.shape[1]))
         labels.append(y)
     # The mean probabilities' logarithms are logits with the same softmax.
     result = train.evaluate(lambda _, x: x, {}, [(torch.cat(log_p), torch.cat(labels))])
     confusion = losses.confusion_matrix(torch.cat(log_p).argmax(-1), torch.cat(labels), source.arch.num_classes)
-    _print(confusion, dataset.classes, console)
+    _table(confusion, dataset.classes, show)
     if test.unreadable:
-        console.print(f"{len(test.unreadable)} unreadable left out")
-    console.print(f"loss {result.loss:.4f}  top-1 {result.top1:.2%}  top-5 {result.top5:.2%}")
+        show.line(f"{len(test.unreadable)} unreadable left out")
+    show.line(f"loss {result.loss:.4f}  top-1 {result.top1:.2%}  top-5 {result.top5:.2%}")
     return result
 
 
-def check_classes(source: Model, data: str, classes: tuple[str, ...]) -> None:
-    """Raises ValueError unless the network was made for the data set's classes."""
-    if len(classes) != source.arch.num_classes or source.classes not in (None, classes):
+def with_labels_of(source: Model, dataset: Dataset, data: str) -> Dataset:
+    """The data set, labelled as the network numbers its classes. A test split alone may lack some of them.
+
+    Raises ValueError where the network was made for other classes.
+    """
+    known, found = source.classes, dataset.classes
+    if known is not None and not len(dataset.train.labels) and set(found) <= set(known):
+        places = torch.tensor([known.index(name) for name in found])
+        return dataset._replace(test=dataset.test._replace(labels=places[dataset.test.labels]), classes=known)
+    if len(found) != source.arch.num_classes or known not in (None, found):
         raise ValueError(
-            f"the network knows {source.arch.num_classes} classes ({_some(source.classes)}), "
-            f"{data} has {len(classes)} ({_some(classes)})"
+            f"the network knows {source.arch.num_classes} classes ({_some(known)}), {data} has {len(found)} "
+            f"({_some(found)})"
         )
+    return dataset
 
 
-def predict(source: Model, paths: list[str], *, device: torch.device, console: Console) -> None:
-    """Prints the five likeliest classes of each image with their probabilities."""
+def finite(logits: Tensor) -> Tensor:
+    """The logits. Raises FloatingPointError where one is infinite or not a number, as nothing told of it is true."""
+    if not logits.isfinite().all():
+        raise FloatingPointError(
+            "the network's outputs are not finite, so they say nothing: it diverged in training, or its file is damaged"
+        )
+    return logits
+
+
+def predict(
+    source: Model,
+    paths: Iterable[str],
+    *,
+    device: torch.device,
+    show: Show,
+    orientation: images.Orientation = "exif",
+) -> None:
+    """Prints the five likeliest classes of each image with their probabilities, and why another could not be read.
+
+    A folder stands for the images below it. Raises ValueError at the end if any could not be read,
+    FloatingPointError where the network's outputs are not finite.
+    """
+    files = [file for given in paths for file in _image_files(given)]
+    reasons = []
+    for file in files:
+        try:
+            image = _read(file, preprocess.stored_side(source.arch), orientation)
+        except (OSError, ValueError) as error:
+            reasons.append(str(error))
+            show.line(reasons[-1])
+        else:
+            likeliest = _likeliest(source, image.to(device))
+            show.line(str(file))
+            for p, name in likeliest:
+                show.line(f"  {p:7.2%}  {name}")
+    if reasons:
+        raise ValueError(f"{len(reasons)} of {len(files)} images could not be read; the first: {reasons[0]}")
+
+
+def _likeliest(source: Model, image: UInt8[Tensor, "3 side side"]) -> list[tuple[float, str]]:
+    """The five likeliest classes, by falling probability."""
     names = source.classes or tuple(f"class {i}" for i in range(source.arch.num_classes))
-    for path in paths:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no image {path}")
-        image = images.read(Path(path), inputs.stored_side(source.arch)).to(device)
-        crop = augment.center_crop(image, source.arch.image_size)
-        x = augment.normalize(augment.to_float(crop), source.mean, source.std)
-        with torch.no_grad():
-            probabilities = model.forward(source.params, x, arch=source.arch).softmax(-1)
-        best = probabilities.topk(min(5, len(names)))
-        console.print(path)
-        for p, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            console.print(f"  {p:7.2%}  {names[index]}")
+    crop = augment.center_crop(image, source.arch.image_size)
+    x = augment.normalize(augment.to_float(crop), source.mean, source.std)
+    with torch.no_grad():
+        best = finite(model.forward(source.params, x, arch=source.arch)).softmax(-1).topk(min(5, len(names)))
+    return [(p, names[index]) for p, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
 
-def _views(test: inputs.Source, source: Model, ten_crop: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _image_files(given: str) -> Iterable[Path]:
+    """The images below a folder; of a file or where there are none what was given."""
+    return (folders.below(Path(given)).paths if os.path.isdir(given) else ()) or (Path(given),)
+
+
+def _read(path: Path, side: int, orientation: images.Orientation) -> UInt8[Tensor, "3 side side"]:
+    if os.path.isdir(path):
+        raise FileNotFoundError(f"there are no images in the folder {path}")
+    if not os.path.exists(path):  # nor can there be, of a name that no file has
+        raise FileNotFoundError(f"there is no image {path}")
+    return images.read(path, side, orientation=orientation)
+
+
+def _views(test: Source, source: Model, ten_crop: bool) -> Iterator[tuple[Tensor, Tensor]]:
     size = source.arch.image_size
     for index, pixels in test.fetch(torch.arange(len(test.labels)).split(64)):
         if not ten_crop:
@@ -83,17 +136,16 @@ def _views(test: inputs.Source, source: Model, ten_crop: bool) -> Iterator[tuple
         yield augment.normalize(augment.to_float(crops), source.mean, source.std), test.labels[index]
 
 
-def _print(confusion: Tensor, classes: tuple[str, ...], console: Console) -> None:
+def _table(confusion: Tensor, classes: tuple[str, ...], show: Show) -> None:
     count = len(classes)
     matrix = count <= 20
-    table = Table(title="rows: true class; columns: predicted class" if matrix else None)
-    for heading in ("class", "images", "right", *(str(i) for i in range(count) if matrix)):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
+    rows = []
     for i, name in enumerate(classes):
         total, right = int(confusion[i].sum()), int(confusion[i, i])
         share = f"{right / total:.2%}" if total else "-"
-        table.add_row(f"{i} {name}", str(total), share, *(str(n) for n in confusion[i].tolist() if matrix))
-    console.print(table)
+        rows.append((f"{i} {name}", str(total), share, *(str(n) for n in confusion[i].tolist() if matrix)))
+    headings = ("class", "images", "right", *(str(i) for i in range(count) if matrix))
+    show.table("rows: true class; columns: predicted class" if matrix else None, headings, rows)
 
 
 def _some(classes: tuple[str, ...] | None) -> str:

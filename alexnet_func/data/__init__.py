@@ -1,5 +1,5 @@
-"""Data: what to load (`datasets`), into memory, as a stream or from shards; pure, keyed augmentation (`augment`)."""
+"""Data: what to load (`datasets`), where its images come from (`sources`), pure, keyed augmentation (`augment`)."""
 
-from alexnet_func.data import augment, datasets, memory, prepare, shards, stream
+from alexnet_func.data import augment, datasets, memory, prepare, preprocess, shards, sources, stream
 
-__all__ = ["augment", "datasets", "memory", "prepare", "shards", "stream"]
+__all__ = ["augment", "datasets", "memory", "prepare", "preprocess", "shards", "sources", "stream"]

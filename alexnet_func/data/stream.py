@@ -2,15 +2,19 @@
 
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from alexnet_func.data import images
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Fetched(NamedTuple):
@@ -22,41 +26,79 @@ class Fetched(NamedTuple):
 
 
 def batches(
-    paths: Sequence[Path], orders: Iterable[Int[Tensor, "_"]], *, side: int, workers: int, pin_memory: bool = False
+    paths: Sequence[Path],
+    orders: Iterable[Int[Tensor, "_"]],
+    *,
+    side: int,
+    workers: int,
+    orientation: images.Orientation = "exif",
+    pin_memory: bool = False,
 ) -> Iterator[Fetched]:
-    """For each tensor of indices into `paths` those images, as `images.read` cuts them to `side` x `side`.
+    """For each tensor of indices into `paths` those images, as `images.read` turns and cuts them.
 
     Batches come in the order asked for and hold the same bytes whatever the number of worker processes, which read
-    ahead by two batches each; with 0 workers this process reads. Raises ValueError for a negative number.
+    ahead by two batches each; with 0 workers this process reads. Pixels travel through pipes, not through shared
+    memory, of which containers have little. Signals are this process's to heed: its workers ignore them, and end when
+    it does.
+
+    Raises ValueError for a negative number, and for a side or orientation that `images.read` refuses; OSError where a
+    worker was killed.
     """
+    images.check(side, orientation)
     if workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}")
     asked = ([(i, paths[i]) for i in order.tolist()] for order in orders)
     loader: DataLoader = DataLoader(
-        _Reader(side),
+        _Reader(side, orientation),
         sampler=asked,  # paths travel with the indices: a worker need not hold a million of them
         batch_size=None,
         num_workers=workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_leave_ctrl_c_to_the_parent,
+        collate_fn=tuple,  # as it is: tensors would go through shared memory
+        worker_init_fn=_ignore_signals,
         # A fork of a process with threads may deadlock, and warns from Python 3.12 on.
         multiprocessing_context="spawn" if workers else None,
         generator=torch.Generator(),  # else the loader draws from the global one
     )
-    return iter(loader)
+    with _signals_held():  # until its workers ignore them, who start with what is held here
+        fetched = iter(loader)
+    return _as_tensors(fetched, pin_memory)
+
+
+def _as_tensors(fetched: Iterator[tuple[list[int], np.ndarray, list[str]]], pin_memory: bool) -> Iterator[Fetched]:
+    try:
+        for indices, pixels, unreadable in fetched:
+            index, batch = torch.tensor(indices, dtype=torch.int64), torch.from_numpy(pixels)
+            if pin_memory:
+                index, batch = index.pin_memory(), batch.pin_memory()
+            yield Fetched(index, batch, unreadable)
+    except RuntimeError as error:
+        raise OSError(f"a process that decodes images has died, for want of memory perhaps: {error}") from error
 
 
 class _Reader(Dataset):
-    def __init__(self, side: int) -> None:
+    def __init__(self, side: int, orientation: images.Orientation) -> None:
         self.side = side
+        self.orientation = orientation
 
-    def __getitem__(self, asked: list[tuple[int, Path]]) -> Fetched:
-        results = [images.read_or_reason(path, self.side) for _, path in asked]
+    def __getitem__(self, asked: list[tuple[int, Path]]) -> tuple[list[int], np.ndarray, list[str]]:
+        results = [images.read_or_reason(path, self.side, orientation=self.orientation) for _, path in asked]
         read = [(i, image) for (i, _), image in zip(asked, results, strict=True) if isinstance(image, Tensor)]
-        pixels = torch.stack([image for _, image in read]) if read else torch.empty(0, 3, self.side, self.side).byte()
-        indices = torch.tensor([i for i, _ in read], dtype=torch.int64)
-        return Fetched(indices, pixels, [reason for reason in results if isinstance(reason, str)])
+        pixels = np.empty((len(read), 3, self.side, self.side), np.uint8)
+        for row, (_, image) in zip(pixels, read, strict=True):
+            row[:] = image.numpy()
+        return [i for i, _ in read], pixels, [reason for reason in results if isinstance(reason, str)]
 
 
-def _leave_ctrl_c_to_the_parent(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(_: int) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Within the block signals wait, for this thread and for processes that are started in it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

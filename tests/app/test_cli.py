@@ -21,9 +21,10 @@ from PIL import Image
 
 import alexnet_func as af
 from alexnet_func import checkpoint, random
-from alexnet_func.app import cli, fit, inputs, recipes, runs
+from alexnet_func.app import cli, fit, loop, models, recipes, runs
+from alexnet_func.app.options import Run
 from alexnet_func.arch import ALEXNET_CIFAR
-from alexnet_func.data import datasets, prepare
+from alexnet_func.data import datasets, prepare, preprocess
 
 SHORT = ["train", "--limit", "64", "--epochs", "3", "--device", "cpu"]
 
@@ -50,9 +51,9 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(capsys):
 @pytest.mark.parametrize("augmentation", ["shift", "shift-flip", "resized-flip", "paper"])
 def test_an_images_augmentation_depends_on_key_and_index_alone(augmentation):
     images = datasets.load("digits").train.images
-    recipe = dataclasses.replace(recipes.DIGITS, augmentation=augmentation)
     components = torch.rand(3, 3) if augmentation == "paper" else None
-    prepare = inputs.preparation(recipe, ALEXNET_CIFAR, inputs.Moments((0.3,) * 3, (0.4,) * 3), components)
+    moments = preprocess.Moments((0.3,) * 3, (0.4,) * 3)
+    prepare = preprocess.preparation(augmentation, ALEXNET_CIFAR.image_size, moments, components)
     key, index = random.key(3), torch.tensor([5, 900, 17])
     batch = prepare(key, index, images[index])
     assert torch.equal(prepare(key, index[2:], images[17:18])[0], batch[2])
@@ -61,9 +62,9 @@ def test_an_images_augmentation_depends_on_key_and_index_alone(augmentation):
 
 def test_a_run_directory_holds_its_configuration_metrics_and_checkpoint(tmp_path, capsys):
     assert cli.main([*SHORT, "--out", str(tmp_path / "run")]) == 0
-    assert sorted(os.listdir(tmp_path / "run")) == [
-        *("checkpoint.safetensors", "config.json", "confusion.png", "curves.png", "filters.png", "metrics.jsonl")
-    ]
+    pictures = ["confusion.png", "curves.png", "filters.png"]
+    files = ["best.safetensors", "checkpoint.safetensors", "config.json", "metrics.jsonl"]
+    assert sorted(os.listdir(tmp_path / "run")) == sorted([*files, *pictures])
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["epochs"] == 3
     assert af.arch.Arch.from_json(config["arch"]) == ALEXNET_CIFAR
@@ -79,7 +80,7 @@ def test_a_run_directory_holds_its_configuration_metrics_and_checkpoint(tmp_path
 def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys):
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
     assert cli.main([*SHORT, "--out", whole]) == 0
-    monkeypatch.setattr(fit, "_SAVE_SECONDS", -1.0)  # a checkpoint after every step
+    monkeypatch.setattr(loop, "_SAVE_SECONDS", -1.0)  # a checkpoint after every step
     saves = runs.save
     for stop_after in (1, 2):  # in mid-epoch, and between checkpoint and next step
         left = [stop_after]
@@ -175,7 +176,9 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error == f"alexnet: interrupted; go on with the same command and --resume (--out {out})\n"
+    word, last = error.splitlines()
+    assert word == "alexnet: SIGINT: this step is finished and saved first; once more ends at once"
+    assert last == f"alexnet: interrupted; go on with the same command and --resume (--out {out})"
     assert checkpoint.load(out / "checkpoint.safetensors")[0].step >= 20
 
 
@@ -274,7 +277,7 @@ def test_inspect_ranks_training_images_by_gradient_norm(tmp_path, folder, capsys
         rows = list(csv.DictReader(file))
     assert Path(rows[0]["file"]).name == "wrong.png"
     assert (rows[0]["label"], rows[0]["predicted"]) == ("bright", "dark")
-    model = runs.load_model(str(run), torch.device("cpu"))
+    model = models.load_model(str(run), torch.device("cpu"))
     loss = functools.partial(af.loss_fn, arch=model.arch)
     norms = []
     for row in rows:
@@ -301,7 +304,7 @@ def test_eval_and_predict_name_what_is_wrong(tmp_path, folder, capsys):
         (["eval", str(tmp_path / "run"), "--data", str(folder)], "the network knows 10 classes (0, 1, 2, ...)"),
         (["eval", str(tmp_path / "none.safetensors")], "there is no checkpoint"),
         (["eval", str(tmp_path)], "there is no checkpoint"),
-        (["eval", str(tmp_path / "none.pth")], "is neither a file nor the name of torchvision's AlexNet weights"),
+        (["eval", str(tmp_path / "none.pth")], "there is no checkpoint and no file of weights"),
         (["predict", str(tmp_path / "run"), str(tmp_path / "none.png")], "there is no image"),
         (["predict", str(tmp_path / "run"), str(tmp_path / "text.png")], "text.png is not a readable image"),
     ):
@@ -368,9 +371,12 @@ _VALUES = st.one_of(
         ["digits", "alexnet", "cpu", "none", "None", "/", "", "..", "true", "bf16", "torchvision", "cosine"]
     ),
 )
+FIELDS = [field for record in (Run, recipes.Recipe) for field in dataclasses.fields(record)]
 _WORDS = st.sampled_from(
     [
-        *(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(cli.Train)),
+        *(f"--{field.name.replace('_', '-')}" for field in FIELDS),
+        "--recipe",
+        "--debug",
         "--no-compile",
         "--ten-crop",
         "-h",

@@ -103,7 +103,7 @@ def test_a_lost_rank_is_an_error_of_one_line(monkeypatch, capsys):
     def lost(*_):
         raise RuntimeError("[pair.cc:5] gloo: connection closed by peer")
 
-    monkeypatch.setattr("alexnet_func.app.fit.fit", lost)
+    monkeypatch.setattr("alexnet_func.app.setup.prepared", lost)
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setattr("torch.distributed.init_process_group", lambda _: None)
     monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)

@@ -1,6 +1,5 @@
 import os
 import pickle
-import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from alexnet_func.data import datasets, images
+from alexnet_func.data import datasets, images, prepare
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +77,20 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
         assert part in str(caught.value)
 
 
+@pytest.mark.errors
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_damaged_archive_is_told_at_once_and_nothing_is_fetched(tmp_path, monkeypatch, name):
+    def fetch(*_args, **_kwargs):
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", fetch)
+    archive = tmp_path / {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}[name]
+    archive.write_bytes(b"cut short")
+    with pytest.raises(OSError, match=rf"the {archive} there is damaged or cut short: delete it"):
+        datasets.load(name, root=tmp_path)
+    assert archive.read_bytes() == b"cut short"
+
+
 def save_gradient(path, mode):
     ramp = np.tile(np.linspace(0, 1, 64), (48, 1))
     if mode == "16":
@@ -117,74 +130,6 @@ def test_the_shorter_side_is_resized_and_the_middle_kept(tmp_path):
     assert torch.equal(images.read(tmp_path / "wide.png", 40), torch.full((3, 40, 40), 255, dtype=torch.uint8))
 
 
-def test_a_folder_lists_files_by_sorted_class_and_name(folder):
-    (folder / "train" / "a" / "notes.txt").write_text("no image")
-    dataset = datasets.load(str(folder))
-    assert dataset.classes == ("a", "b")
-    assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert dataset.train.paths == tuple(folder / "train" / name / f"{i}.png" for name in "ab" for i in range(3))
-    assert dataset.test.paths[4] == folder / "val" / "b" / "1.png"
-
-
-@pytest.mark.errors
-def test_folders_that_are_wrong_are_refused_by_name(folder):
-    (folder / "val" / "c").mkdir()
-    with pytest.raises(ValueError, match=r"classes of only one of .*: c"):
-        datasets.load(str(folder))
-    (folder / "train" / "c").mkdir()
-    with pytest.raises(ValueError, match="train/c holds no images"):
-        datasets.load(str(folder))
-    for split in ("train", "val"):
-        for name in "abc":
-            shutil.rmtree(folder / split / name)
-    with pytest.raises(ValueError, match="train has no folder of images for each class"):
-        datasets.load(str(folder))
-    shutil.rmtree(folder / "val")
-    with pytest.raises(ValueError, match="has neither test nor val beside train"):
-        datasets.load(str(folder))
-    shutil.rmtree(folder / "train")
-    with pytest.raises(ValueError, match="has no folder train"):
-        datasets.load(str(folder))
-
-
-@pytest.fixture
-def imagenet(tmp_path):
-    """Two classes as torchvision leaves them when it has unpacked the archives."""
-    words = {"n02": ("crane", "crane bird"), "n01": ("tench", "Tinca tinca")}
-    torch.save((words, ["n01", "n02"]), tmp_path / "meta.bin")
-    for split, count in (("train", 3), ("val", 1)):
-        for wnid in words:
-            (tmp_path / split / wnid).mkdir(parents=True)
-            for i in range(count):
-                Image.new("RGB", (8, 8)).save(tmp_path / split / wnid / f"{wnid}_{i}.JPEG")
-    return tmp_path
-
-
-def test_torchvisions_imagenet_layout_loads_in_the_order_of_wordnet_ids(imagenet):
-    dataset = datasets.load("imagenet", root=imagenet)
-    assert dataset.classes == ("tench", "crane")
-    assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert dataset.test.paths == tuple(imagenet / "val" / wnid / f"{wnid}_0.JPEG" for wnid in ("n01", "n02"))
-
-
-@pytest.mark.errors
-def test_an_imagenet_that_is_not_there_says_which_archives_belong_where(imagenet):
-    shutil.rmtree(imagenet / "val" / "n02")
-    with pytest.raises(ValueError, match="classes of only one of train and val: n02"):
-        datasets.load("imagenet", root=imagenet)
-    (imagenet / "meta.bin").unlink()
-    with pytest.raises(OSError, match="imagenet could not be had") as caught:
-        datasets.load("imagenet", root=imagenet)
-    for part in (
-        "ILSVRC2012_devkit_t12.tar.gz",
-        "img_train.tar",
-        "https://image-net.org",
-        str(imagenet),
-        "--data digits",
-    ):
-        assert part in str(caught.value)
-
-
 @pytest.mark.skipif("ALEXNET_DATA" not in os.environ, reason="ALEXNET_DATA names no folder of real images")
 def test_real_photographs_load(tmp_path):
     with tarfile.open(Path(os.environ["ALEXNET_DATA"]) / "imagenet-sample.tar") as archive:
@@ -197,12 +142,36 @@ def test_real_photographs_load(tmp_path):
 
 
 @pytest.mark.errors
-def test_an_unknown_data_set_and_labels_out_of_range(monkeypatch):
+@pytest.mark.parametrize("name", ["", " ", "\t\n"])
+def test_an_empty_name_is_no_folder(folder, monkeypatch, name):
+    monkeypatch.chdir(folder)
+    with pytest.raises(
+        ValueError, match="data names nothing: there are digits, cifar10, cifar100, imagenet, or a fold"
+    ):
+        datasets.load(name)
+
+
+@pytest.mark.errors
+def test_an_unknown_data_set_and_labels_out_of_range(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match="no data set 'mnist': there are digits, cifar10, cifar100, imagenet, or a folder"
     ):
         datasets.load("mnist")
+    (tmp_path / "cats.zip").touch()
+    with pytest.raises(ValueError, match=r"no data set '.*cats\.zip': which is a file; there are digits, "):
+        datasets.load(str(tmp_path / "cats.zip"))
     split = datasets.Split(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.tensor([2]))
     monkeypatch.setitem(datasets._LOADERS, "bad", lambda root: datasets.Dataset(split, split, ("a", "b")))
     with pytest.raises(ValueError, match=r"labels must lie in 0\.\.1, got 2\.\.2"):
         datasets.load("bad")
+
+
+@pytest.mark.errors
+def test_what_has_a_test_split_takes_no_holdout(tmp_path, folder):
+    prepare.prepare(datasets.load(str(folder)), tmp_path / "shards", side=8)
+    for name in ("digits", "cifar10", "imagenet", str(tmp_path / "shards")):
+        with pytest.raises(ValueError, match=f"holdout is for data without a test split, and {name} has one"):
+            datasets.load(name, holdout=0.1)
+    for share in (0, 1, -0.1, 10, float("nan")):
+        with pytest.raises(ValueError, match=rf"holdout must lie between 0 and 1, as 0\.1 does, got {share}"):
+            datasets.load(str(folder), holdout=share)

@@ -3,6 +3,7 @@ import os
 import pytest
 import torch
 
+from alexnet_func import tensorfile
 from alexnet_func.data import datasets, images, memory
 
 
@@ -16,7 +17,7 @@ def cut_short(path):
 
 
 def test_decoding_reads_every_file_in_order(files):
-    (pixels, labels), unreadable = memory.decode(files, 8)
+    (pixels, labels), unreadable, _ = memory.decode(files, 8)
     assert torch.equal(pixels, torch.stack([images.read(path, 8) for path in files.paths]))
     assert pixels[:, 0, 0, 0].tolist() == [0, 0, 0, 100, 100, 100]
     assert torch.equal(labels, files.labels)
@@ -28,7 +29,7 @@ def test_an_unreadable_file_stops_or_is_left_out(files):
     cut_short(files.paths[1])
     with pytest.raises(ValueError, match=r"train/a/1\.png is not a readable image"):
         memory.decode(files, 8)
-    (pixels, labels), unreadable = memory.decode(files, 8, skip_bad=True)
+    (pixels, labels), unreadable, _ = memory.decode(files, 8, skip_bad=True)
     assert pixels[:, 1, 0, 0].tolist() == [0, 2, 0, 1, 2]
     assert labels.tolist() == [0, 0, 1, 1, 1]
     assert len(unreadable) == 1
@@ -41,11 +42,11 @@ def test_an_unreadable_file_stops_or_is_left_out(files):
 def test_a_cache_is_read_while_the_files_are_the_same(files, tmp_path, monkeypatch):
     path, reads = tmp_path / "images.safetensors", []
     read = images.read
-    monkeypatch.setattr(images, "read", lambda *arguments: reads.append(arguments) or read(*arguments))
+    monkeypatch.setattr(images, "read", lambda *given, **named: reads.append(given) or read(*given, **named))
 
     def reads_for(side=8, files=files):
         reads.clear()
-        (pixels, labels), _ = memory.cached(path, files, side)
+        (pixels, labels), _, _ = memory.cached(path, files, side)
         assert torch.equal(pixels, torch.stack([read(path, side) for path in files.paths]))
         assert torch.equal(labels, files.labels)
         return len(reads)
@@ -79,3 +80,19 @@ def test_where_nothing_can_be_written_the_images_are_decoded_all_the_same(files,
     decoded = memory.cached(tmp_path / "missing" / "images.safetensors", files, 8)
     assert len(decoded.split.labels) == 6
     assert "the decoded images are not kept: " in capsys.readouterr().out
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("field", ["source", "unreadable", "images", "labels"])
+def test_a_cache_that_lacks_something_or_may_not_be_read_is_written_anew(files, tmp_path, field, monkeypatch):
+    path = tmp_path / "images.safetensors"
+    expected = memory.cached(path, files, 8).split
+    whole = path.read_bytes()
+    tensors, about = tensorfile.read(path)
+    for kept in (tensors, about):
+        kept.pop(field, None)
+    tensorfile.write(path, tensors, about)
+    assert torch.equal(memory.cached(path, files, 8).split.images, expected.images)
+    assert path.read_bytes() == whole
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert torch.equal(memory.cached(path, files, 8).split.images, expected.images)

@@ -1,7 +1,10 @@
 import errno
 import json
 import os
+import random
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from alexnet_func import files, tensorfile
 from alexnet_func.data import datasets, memory, prepare, shards
 
 
@@ -33,8 +37,8 @@ def contents(path):
 def test_shards_hold_what_the_files_hold_with_their_labels(folder, prepared):
     source, loaded = datasets.load(str(folder)), datasets.load(str(prepared))
     assert loaded.classes == source.classes
-    for split, files in zip(loaded[:2], source[:2], strict=True):
-        expected = memory.decode(files, 8).split
+    for split, listed in zip(loaded[:2], source[:2], strict=True):
+        expected = memory.decode(listed, 8).split
         assert torch.equal(split.labels, expected.labels)
         order = torch.tensor([4, 0, 5, 5])
         assert torch.equal(shards.read(split, order), expected.images[order])
@@ -164,7 +168,10 @@ def test_a_truncated_missing_or_foreign_shard_is_told_at_once(prepared):
     with pytest.raises(ValueError, match=r"train/00001\.safetensors is truncated, altered"):
         datasets.load(str(prepared))
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match=r"00001\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"there is no shard .*00001\.safetensors: prepare it again"):
+        datasets.load(str(prepared))
+    shutil.copy(prepared / "train/00002.safetensors", shard)
+    with pytest.raises(ValueError, match=r"00001\.safetensors is not the shard that .*manifest\.json lists"):
         datasets.load(str(prepared))
     shard.write_bytes(whole)
     for manifest in ("{}", '{"side": 8, "classes": [], "splits": {}}', "no JSON"):
@@ -206,7 +213,7 @@ def test_a_full_disk_is_told_and_what_was_written_stays(folder, prepared, tmp_pa
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert raised.value.errno in (None, errno.EFBIG, errno.ENOSPC)
-    assert not list(prepared.rglob("*.tmp"))
+    assert not list(prepared.rglob(".*"))
     prepare.prepare(datasets.load(str(folder)), prepared, side=8)
     assert contents(prepared) == before
 
@@ -224,3 +231,169 @@ def test_bad_images_images_in_memory_and_no_workers_are_refused(folder, tmp_path
     with pytest.raises(ValueError, match=r"none of the images of a split is readable: .*val/a/0\.png"):
         prepare.prepare(datasets.load(str(folder)), tmp_path / "s", side=8, skip_bad=True)
     assert not os.path.exists(tmp_path / "s" / "manifest.json")
+
+
+def whole_or_refused(path, expected):
+    """Whether everything that can be read is exactly what was written."""
+    try:
+        loaded = datasets.load(str(path))
+        found = [(shards.read(split, torch.arange(len(split.labels))), split.labels) for split in loaded[:2]]
+    except (ValueError, FileNotFoundError) as error:
+        message = str(error)
+    else:
+        message = None
+    if message is not None:
+        assert str(path) in message
+        return False
+    assert loaded.classes == ("a", "b")
+    for (images, labels), (expected_images, expected_labels) in zip(found, expected, strict=True):
+        assert torch.equal(images, expected_images)
+        assert torch.equal(labels, expected_labels)
+    return True
+
+
+def altered(content, r):
+    content = bytearray(content)
+    match r.randrange(4):
+        case 0:
+            return content[: r.randrange(len(content))]
+        case 1:
+            content[r.randrange(len(content))] = r.choice(b"0123456789")
+        case _:
+            for _ in range(r.choice((1, 4))):
+                content[r.randrange(len(content))] ^= 1 << r.randrange(8)
+    return content
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("file", ["manifest.json", "train/00001.safetensors", "test/00000.safetensors"])
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
+def test_whatever_is_altered_is_told_and_mended_by_the_same_call(folder, prepared, file, count):
+    source = datasets.load(str(folder))
+    expected = [memory.decode(part, 8).split for part in source[:2]]
+    before, r = contents(prepared), random.Random(count)
+    refused = 0
+    for _ in range(count):
+        (prepared / file).write_bytes(altered(before[file], r))
+        refused += not whole_or_refused(prepared, expected)
+        prepare.prepare(source, prepared, side=8)
+        assert contents(prepared) == before
+    assert refused > count / 2
+
+
+def digest_of(manifest):
+    return shards._digest({name: value for name, value in manifest.items() if name != "sha256"})
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("named", [True, False])
+def test_manifests_and_shards_that_are_whole_but_lie_are_refused(folder, prepared, named):
+    """Each field left out, or of another type, with checksums that are right."""
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    assert manifest["sha256"] == digest_of(manifest)
+    first = manifest["splits"]["train"][0]
+    places = [(manifest, "side"), (manifest, "classes"), (manifest, "splits"), (manifest["splits"], "test")]
+    places += [(manifest["splits"], "train"), *((first, name) for name in first)]
+    for place, name in places:
+        for wrong in (None, 3, "x", [], {}, [3], {"a": 1}, 0.5):
+            kept = place.pop(name)
+            if named:
+                place[name] = wrong
+            (prepared / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest_of(manifest)}))
+            place[name] = kept
+            try:
+                datasets.load(str(prepared))
+            except (ValueError, FileNotFoundError):
+                continue
+            assert name in ("train", "test")  # which may be empty
+            assert wrong == []
+    prepare.prepare(datasets.load(str(folder)), prepared, side=8)
+    tensors, config = tensorfile.mapped(prepared / "train/00000.safetensors")
+    for name in config:
+        for wrong in (None, 5, "x", [], {}, [3], 2.0):
+            lying = {key: value for key, value in config.items() if key != name} | ({name: wrong} if named else {})
+            if lying == config:
+                continue
+            tensorfile.write_mapped(prepared / "train/00000.safetensors", tensors, lying)
+            with pytest.raises(ValueError, match=r"00000\.safetensors (is|was) "):
+                datasets.load(str(prepared))
+    for name, wrong in (("images", torch.zeros(2, 3, 8, 8)), ("labels", torch.zeros(2)), ("images", torch.tensor(1))):
+        tensorfile.write_mapped(prepared / "train/00000.safetensors", {**tensors, name: wrong}, config)
+        with pytest.raises(ValueError, match=r"00000\.safetensors is no shard"):
+            datasets.load(str(prepared))
+
+
+@pytest.mark.errors
+def test_a_manifest_of_an_earlier_version_is_told_and_made_anew(folder, prepared):
+    before = contents(prepared)
+    manifest = json.loads(before["manifest.json"])
+    del manifest["sha256"]
+    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest\.json is of an earlier version, .*: prepare it again"):
+        datasets.load(str(prepared))
+    for split in ("train", "test"):
+        for shard in (prepared / split).iterdir():
+            shard.write_bytes(b"as an earlier version wrote it")
+    prepare.prepare(datasets.load(str(folder)), prepared, side=8)
+    assert contents(prepared) == before
+
+
+FOREIGN = {
+    "manifest.json": '{"name": "web", "icons": [], "side": 8}',
+    "train/00000.safetensors": "of a language model",
+    "train/cat/0.jpg": "a photograph",
+    "train/model.safetensors": "weights",
+    "notes.txt": "notes",
+    "train": "a file",
+    "manifest.json/a": "in a folder of that name",
+}
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_prepare_has_not_written_is_not_replaced(folder, tmp_path, small_shards, name, beside):
+    target = tmp_path / "there"
+    if beside and name not in ("manifest.json", "train", "train/00000.safetensors", "manifest.json/a"):
+        prepare.prepare(datasets.load(str(folder)), target, side=8)
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    (target / name).write_text(FOREIGN[name])
+    before = contents(target)
+    with pytest.raises(ValueError, match=re.escape(str(target / name.removesuffix("/0.jpg").removesuffix("/a")))):
+        prepare.prepare(datasets.load(str(folder)), target, side=8)
+    assert contents(target) == before
+
+
+@pytest.mark.errors
+def test_the_source_itself_and_a_file_are_no_place_for_shards(folder, tmp_path):
+    before = contents(folder)
+    with pytest.raises(ValueError, match=r"/val is not of alexnet prepare: choose a directory that holds nothing else"):
+        prepare.prepare(datasets.load(str(folder)), folder, side=8)
+    assert contents(folder) == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is a file, and shards need a directory"):
+        prepare.prepare(datasets.load(str(folder)), tmp_path / "file", side=8)
+
+
+def test_hidden_files_and_what_a_killed_writer_left_are_no_obstacle(folder, tmp_path, small_shards):
+    left = [tmp_path / "s" / name / ".writing-01234567" for name in (".", "train", "test")]
+    for place in left:
+        place.mkdir(parents=True)
+        (place / "writer").write_text("")
+        (place / "contents").write_text("half")
+    (tmp_path / "s" / ".DS_Store").write_text("")
+    prepare.prepare(datasets.load(str(folder)), tmp_path / "s", side=8)
+    assert not any(place.exists() for place in left)
+    assert [name for name in sorted(contents(tmp_path / "s")) if name[0] == "."] == [".DS_Store"]
+
+
+@pytest.mark.errors
+def test_one_at_a_time(folder, prepared):
+    with files.locked(prepared), pytest.raises(BlockingIOError, match="shards is in use by another process"):
+        prepare.prepare(datasets.load(str(folder)), prepared, side=8)
+
+
+def test_shards_may_be_read_by_whom_the_umask_lets(prepared):
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in prepared.rglob("*.*")} == {0o666 & ~umask}

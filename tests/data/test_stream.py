@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -51,3 +54,39 @@ def test_an_unreadable_file_is_told_and_the_others_come(files):
 def test_a_negative_number_of_workers_is_refused(files):
     with pytest.raises(ValueError, match="workers must not be negative, got -1"):
         stream.batches(files.paths, [], side=8, workers=-1)
+
+
+_PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+from alexnet_func.data import stream
+if __name__ == "__main__":
+    paths = [Path(path) for path in sys.argv[1:]]
+    orders = [torch.arange(len(paths))] * 6
+    print(sum(int(batch.images.long().sum()) for batch in stream.batches(paths, orders, side=256, workers=2)))
+"""
+
+
+def test_a_stream_needs_no_shared_memory(files, tmp_path):
+    (tmp_path / "program.py").write_text(_PROGRAM)
+    small = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=512k tmpfs /dev/shm && exec "$@"', "sh"]
+    try:
+        allowed = subprocess.run([*small, "true"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        allowed = False
+    if not allowed:
+        pytest.skip("no mount namespace of one's own here")
+    command = [*small, sys.executable, str(tmp_path / "program.py"), *map(str, files.paths)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    pixels = memory.decode(files, 256).split.images  # 1.2 MB a batch
+    assert (run.stdout, run.stderr) == (f"{6 * int(pixels.long().sum())}\n", "")
+
+
+@pytest.mark.errors
+def test_a_worker_that_is_killed_is_told():
+    def died(_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    with pytest.raises(OSError, match=r"a process that decodes images has died, .*killed by signal"):
+        next(stream._as_tensors(map(died, [0]), False))

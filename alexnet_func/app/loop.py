@@ -1,0 +1,125 @@
+"""The training loop: the steps of each epoch, then an evaluation, and what is told and kept of both."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from alexnet_func import model, parallel
+from alexnet_func.app.progress import Show
+from alexnet_func.app.recorder import Recorder
+from alexnet_func.app.runs import Best, Progress
+from alexnet_func.app.setup import Job, epoch_keys, orders_from
+from alexnet_func.data import preprocess, sources
+from alexnet_func.losses import Batch
+from alexnet_func.train import Metrics, TrainState
+
+_SAVE_SECONDS = 300.0
+
+
+class AskedToStopError(Exception):
+    """The loop was asked to stop, and has: what was done is saved."""
+
+
+def train(
+    job: Job, start: Progress, record: Recorder, show: Show, asked: Callable[[], object]
+) -> tuple[TrainState, Metrics | None]:
+    """Goes on from `start` to the last epoch; returns the state and, if there was one, the last evaluation's metrics.
+
+    Where `asked()` is true after a step or a batch of an evaluation, it saves and raises AskedToStopError. Raises
+    FloatingPointError, without saving, when the loss is no longer finite.
+    """
+    now, result, done = start, None, int(start.state.step)
+    fetched = job.images.fetch(orders_from(job, done))
+    with show.steps(job.steps * job.recipe.epochs, done, job.recipe.batch_size) as advance:
+        while not finished(job, now):
+            began, steps = time.perf_counter(), job.steps * (now.epochs + 1) - int(now.state.step)
+            now = run_epoch(job, now, fetched, record, advance, asked)
+            rate = steps * job.recipe.batch_size / (time.perf_counter() - began)
+            result = evaluate(job, now.state, asked)
+            if asked():
+                record.save(now)
+                raise AskedToStopError
+            loss = now.loss_sum / job.steps
+            _check_finite(result.loss, job, now)
+            best = now.best if result.top1 <= now.best.accuracy else Best(result.top1, now.epochs + 1)
+            now = Progress(now.state, 0.0, now.epochs + 1, best)
+            record.epoch(_row(now, loss, result, rate), now)
+            show.line(_told(now, job.recipe.epochs, loss, result, rate))
+    return now.state, result
+
+
+def run_epoch(
+    job: Job,
+    start: Progress,
+    fetched: sources.Fetched,
+    record: Recorder,
+    advance: Callable[[], None],
+    asked: Callable[[], object],
+) -> Progress:
+    """The steps that are left of the epoch that `start` is in. Saves and raises as `train`."""
+    augment_key = epoch_keys(job.data_key, start.epochs)[1]
+    state, total = start.state, torch.tensor(start.loss_sum, device=start.state.step.device)
+    saved_at = time.monotonic()
+    for _ in range(int(state.step), (start.epochs + 1) * job.steps):
+        index, pixels = next(fetched)
+        state, metrics = job.step(state, (job.prepare(augment_key, index, pixels), job.images.labels[index]))
+        total += metrics["loss"]
+        advance()
+        if asked() or time.monotonic() - saved_at > _SAVE_SECONDS:
+            _check_finite(float(total), job, start)
+            record.save(start._replace(state=state, loss_sum=float(total)))
+            saved_at = time.monotonic()
+        if asked():
+            raise AskedToStopError
+    _check_finite(float(total), job, start)
+    return start._replace(state=state, loss_sum=float(total))
+
+
+def evaluate(job: Job, state: TrainState, asked: Callable[[], object] = lambda: None) -> Metrics:
+    """The metrics on the test split, shared among the ranks: of the batches until `asked()` is true."""
+    own = preprocess.batches(job.test, job.network, job.moments, parallel.rank(), parallel.world_size())
+    return parallel.evaluate(functools.partial(model.forward, arch=job.network), state.params, _until(asked, own))
+
+
+def finished(job: Job, now: Progress) -> bool:
+    """Whether all epochs are done, or so many of them in vain that its patience is at an end."""
+    if job.patience is not None and now.epochs - now.best.epoch >= job.patience:
+        return True
+    return now.epochs >= job.recipe.epochs
+
+
+def _until(asked: Callable[[], object], batches: Iterator[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        if asked():
+            return
+
+
+def _check_finite(loss: float, job: Job, now: Progress) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss} in epoch {now.epochs + 1}: try a smaller --lr than {job.recipe.lr}"
+        )
+
+
+def _told(now: Progress, epochs: int, loss: float, result: Metrics, rate: float) -> str:
+    return (
+        f"epoch {now.epochs:2d}/{epochs}  train loss {loss:.4f}  test loss {result.loss:.4f}  "
+        f"test accuracy {result.top1:7.2%}  {rate:,.0f} images/s"
+    )
+
+
+def _row(now: Progress, loss: float, result: Metrics, rate: float) -> dict[str, Any]:
+    return {
+        "epoch": now.epochs,
+        "step": int(now.state.step),
+        "train_loss": loss,
+        "test_loss": result.loss,
+        "test_accuracy": result.top1,
+        "test_top5": result.top5,
+        "images_per_second": rate,
+    }

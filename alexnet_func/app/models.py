@@ -1,0 +1,117 @@
+"""The networks that commands read: from a run, a checkpoint, a file of weights, or torchvision's published ones."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from alexnet_func import checkpoint, interop, tensorfile, weights
+from alexnet_func.arch import ALEXNET, Arch
+from alexnet_func.checks import check_named_tensors
+from alexnet_func.model import Params, param_shapes
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class Model(NamedTuple):
+    """What evaluation and prediction need of a trained network; mean and std are a channel, on 0..1."""
+
+    arch: Arch
+    params: Params
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...] | None
+    note: str = ""  # what was read, where that is not plain
+
+
+def load_model(source: str, device: torch.device) -> Model:
+    """The network of a run directory, of a checkpoint, of a file that `weights.read` reads, or "torchvision" itself.
+
+    Parameters are float32. Raises FileNotFoundError where there is nothing, PermissionError for a file that may not be
+    read, ValueError for one that does not hold a network, or holds one with values that are not finite.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / CHECKPOINT
+    elif source != "torchvision" and not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint and no file of weights {source}")
+    if path.name == CHECKPOINT or tensorfile.is_one(path):
+        state, saved = checkpoint.load(path)
+        model = described(path, state.params, run_of(path, saved))
+    else:
+        model = _bare(source)
+    params = {name: p.to(device, torch.float32) for name, p in model.params.items()}
+    if bad := [name for name, p in params.items() if not p.isfinite().all()]:
+        raise ValueError(f"{source} holds values that are not finite, in {', '.join(bad)}")
+    return model._replace(params=params)
+
+
+def _bare(source: str) -> Model:
+    """Weights without a configuration: of `ALEXNET`, with the moments that torchvision's were trained with."""
+    if source == "torchvision":
+        params, note = interop.load_torchvision("DEFAULT"), ""
+    else:
+        params, note = weights.read(source)
+    arch = ALEXNET.replace(num_classes=len(params["classifier.6.bias"]))
+    return Model(arch, params, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), _imagenet_names(arch.num_classes), note)
+
+
+def run_of(path: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's configuration. Raises ValueError where a checkpoint is of something else."""
+    if not isinstance(saved.get("run"), dict):
+        raise ValueError(f"{path} is no checkpoint of alexnet train: its configuration has no run")
+    return saved["run"]
+
+
+def described(path: Path, params: Params, config: Mapping[str, Any]) -> Model:
+    """The network that a run's configuration describes.
+
+    Raises ValueError, naming the field, for one that is missing, of another type, or does not fit the others.
+    """
+    arch = _field(path, config, "arch", lambda value: isinstance(value, str), "an arch as JSON")
+    try:
+        network = Arch.from_json(arch)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no checkpoint of alexnet train: {error}") from error
+    channels, count = network.in_channels, network.num_classes
+    mean = _field(path, config, "mean", lambda v: _is_list(v, channels, _is_number), f"{channels} numbers")
+    std = _field(path, config, "std", lambda v: _is_list(v, channels, _is_positive), f"{channels} numbers above 0")
+    classes = _field(
+        path, config, "classes", lambda v: _is_list(v, count, lambda name: isinstance(name, str)), f"{count} names"
+    )
+    check_named_tensors(param_shapes(network), params, f"{path} as {network.name}")
+    return Model(network, params, tuple(mean), tuple(std), tuple(classes))
+
+
+def number(path: Path, config: Mapping[str, Any], name: str) -> float:
+    """A finite number of a checkpoint's configuration. Raises ValueError, naming it, for anything else."""
+    return float(_field(path, config, name, _is_number, "a number"))
+
+
+def _field(path: Path, config: Mapping[str, Any], name: str, fits: Callable[[Any], bool], accepted: str) -> Any:
+    value = config.get(name)
+    if not fits(value):
+        given = "nothing" if name not in config else repr(value)[:60]
+        raise ValueError(f"{path} is no checkpoint of alexnet train: {name} must be {accepted}, got {given}")
+    return value
+
+
+def _is_list(value: Any, length: int, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and len(value) == length and all(map(fits, value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _imagenet_names(classes: int) -> tuple[str, ...] | None:
+    from torchvision.models import AlexNet_Weights
+
+    names = tuple(AlexNet_Weights.DEFAULT.meta["categories"])
+    return names if len(names) == classes else None

@@ -1,0 +1,171 @@
+"""What a run needs before its first step: data, network, preparation, optimiser and step, from its options alone."""
+
+import functools
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from alexnet_func import arch, losses, model, optim, parallel, random, train
+from alexnet_func.app import models, options, recipes, runs
+from alexnet_func.app.options import Run
+from alexnet_func.app.progress import Show
+from alexnet_func.app.recipes import Recipe
+from alexnet_func.data import augment, datasets, preprocess, sources
+from alexnet_func.data.preprocess import Moments
+from alexnet_func.data.sources import Source
+
+
+class Job(NamedTuple):
+    """A run made ready. `steps` is of an epoch; `config` is what a resumed run must have in common with it."""
+
+    recipe: Recipe
+    network: arch.Arch
+    classes: tuple[str, ...]
+    images: Source
+    test: Source
+    moments: Moments
+    prepare: preprocess.Prepare
+    optimizer: optim.Optimizer
+    step: train.Step
+    steps: int
+    data_key: random.Key
+    patience: int | None
+    config: dict[str, Any]
+
+
+def prepared(run: Run, recipe: Recipe, device: torch.device, show: Show) -> Job:
+    """Loads the data, as `run` says, and builds what `recipe` says.
+
+    Raises ValueError for settings that do not fit together, and as `datasets.load` and `sources.open_split` do.
+    """
+    _check_ranks(run, recipe, parallel.world_size())
+    network = arch.get(recipe.arch)
+    classes, images, test, contents = _data(run, preprocess.stored_side(network), device, show)
+    network = network.replace(num_classes=len(classes))
+    steps = len(images.labels) // recipe.batch_size
+    if steps == 0:
+        raise ValueError(f"--batch-size {recipe.batch_size} is larger than the {len(images.labels)} training images")
+    sample = preprocess.sample(images)
+    moments = Moments(*augment.channel_moments(sample))
+    components = augment.rgb_components(sample) if recipe.augmentation == "paper" else None
+    optimizer = recipes.optimizer(recipe, steps, run.precision)
+    return Job(
+        recipe=recipe,
+        network=network,
+        classes=classes,
+        images=images,
+        test=test,
+        moments=moments,
+        prepare=preprocess.preparation(recipe.augmentation, network.image_size, moments, components),
+        optimizer=optimizer,
+        step=_step(run, network, optimizer, device),
+        steps=steps,
+        data_key=_keys(run, device)[2],
+        patience=run.patience,
+        config=_config(
+            run, recipe, device, arch=network.to_json(), classes=classes, contents=contents, **moments._asdict()
+        ),
+    )
+
+
+def fresh(run: Run, job: Job, device: torch.device, show: Show) -> runs.Progress:
+    """The start of a run: parameters of its seed or of `--init`, and the optimiser's first state."""
+    init_key, train_key, _ = _keys(run, device)
+    params = initial_params(run, init_key, job.network, show)
+    return runs.Progress(train.create_state(params, job.optimizer, key=train_key), 0.0, 0, runs.Best(-1.0, 0))
+
+
+def initial_params(run: Run, key: Tensor, network: arch.Arch, show: Show) -> model.Params:
+    """Drawn from `key`, or those of `--init`, whose last layer is drawn anew where its size differs."""
+    drawn = model.init(key, network)
+    if run.init is None:
+        return drawn
+    source = models.load_model(run.init, key.device)
+    show.lines([source.note] if source.note else [])
+    if source.arch.replace(num_classes=network.num_classes) != network:
+        raise ValueError(f"--init {run.init} holds {source.arch.name}, and --arch is {network.name}")
+    differing = [name for name, p in drawn.items() if source.params[name].shape != p.shape]
+    if differing:
+        show.line(f"drawn anew, as the classes differ: {', '.join(differing)}")
+    return {name: p if name in differing else source.params[name] for name, p in drawn.items()}
+
+
+def epoch_keys(data_key: random.Key, epoch: int) -> Tensor:
+    """The keys of an epoch's order and of its augmentation, [2, 2]."""
+    return random.split(random.fold_in(data_key, epoch))
+
+
+def epoch_order(job: Job, epoch: int) -> tuple[Tensor, ...]:
+    """The indices of an epoch's batches; a last, smaller one is left out."""
+    order = random.permutation(epoch_keys(job.data_key.cpu(), epoch)[0], len(job.images.labels))
+    return order.split(job.recipe.batch_size)[: job.steps]
+
+
+def orders_from(job: Job, done: int) -> Iterable[Tensor]:
+    """The shares of this rank of all batches after the first `done`: one stream, so that epochs are read ahead too."""
+    first_epoch, first = divmod(done, job.steps)
+    for epoch in range(first_epoch, job.recipe.epochs):
+        yield from map(parallel.share, epoch_order(job, epoch)[first if epoch == first_epoch else 0 :])
+
+
+def _check_ranks(run: Run, recipe: Recipe, ranks: int) -> None:
+    if recipe.batch_size % ranks:
+        raise ValueError(f"--batch-size {recipe.batch_size} does not divide among {ranks} ranks")
+    if ranks > 1 and run.skip_bad_images:
+        raise ValueError("--skip-bad-images makes the ranks' batches unequal: let alexnet prepare leave such files out")
+
+
+class _Data(NamedTuple):
+    classes: tuple[str, ...]
+    images: Source
+    test: Source
+    contents: tuple[str, str]
+
+
+def _data(run: Run, side: int, device: torch.device, show: Show) -> _Data:
+    reading = sources.Reading(
+        device,
+        skip_bad=run.skip_bad_images,
+        stream=options.either(run.stream, run.no_stream),
+        workers=run.workers,
+        cache=None if run.out is None else Path(run.out),
+        orientation=run.orientation,
+        track=show.track,
+        tell=show.line,
+    )
+    with parallel.first_rank_first():  # to download, and to keep what it decodes
+        dataset = datasets.load(run.data, root=run.root, holdout=run.holdout)
+        show.lines(dataset.notes)
+        if not len(dataset.train.labels):
+            raise ValueError(f"{run.data} has a test split alone: there is nothing to train on")
+        images = sources.open_split(preprocess.limited(dataset.train, run.limit), side, reading, "train")
+        test = sources.open_split(dataset.test, side, reading, "test")
+    return _Data(dataset.classes, images, test, (dataset.train.contents(), dataset.test.contents()))
+
+
+def _step(run: Run, network: arch.Arch, optimizer: optim.Optimizer, device: torch.device) -> train.Step:
+    loss_fn = train.with_precision(functools.partial(losses.loss_fn, arch=network), run.precision)
+    together = parallel.grad_fn(loss_fn, reduction=run.reduction) if parallel.world_size() > 1 else None
+    step = train.make_step(loss_fn, optimizer, grad_fn=together)
+    compiled = run.compile or (device.type == "cuda" and not run.no_compile)
+    return train.compile_step(step, donate=True) if compiled else step
+
+
+def _keys(run: Run, device: torch.device) -> tuple[Tensor, ...]:
+    """Of the initial parameters, of training (dropout), of data (order and augmentation)."""
+    return random.split(random.key(run.seed, device), 3).unbind()
+
+
+_RECORDED = ("data", "holdout", "orientation", "seed", "limit", "init", "precision", "reduction")
+
+
+def _config(run: Run, recipe: Recipe, device: torch.device, **found: Any) -> dict[str, Any]:
+    settings = {name: getattr(run, name) for name in _RECORDED}
+    varying = {"device": str(device), "compile": run.compile or (device.type == "cuda" and not run.no_compile)}
+    # Through JSON, so that it compares equal to what a checkpoint gives back.
+    return json.loads(json.dumps({**asdict(recipe), **settings, **varying, **found}))

@@ -1,0 +1,99 @@
+"""From stored images to a network's input: which images, their statistics, and the preparation of a batch."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float32, Int, Int64, UInt8
+from torch import Tensor
+from torch.func import vmap
+
+from alexnet_func import random
+from alexnet_func.arch import Arch
+from alexnet_func.data import augment
+from alexnet_func.data.records import Files, Split
+from alexnet_func.data.shards import Shards
+from alexnet_func.data.sources import Source
+from alexnet_func.losses import Batch
+
+Augmentation = Literal["shift", "shift-flip", "crop-flip", "resized-flip", "paper"]
+Prepare = Callable[[random.Key, Int64[Tensor, "n"], UInt8[Tensor, "n c h w"]], Float32[Tensor, "n c s s"]]
+AnySplit = Split | Files | Shards
+
+_SHUFFLE_SEED = 1000  # no run's seed by default, so that no key is shared with a run
+_SAMPLE_PIXELS = 2**26
+_BATCH = 256  # images, where nothing but memory depends on it
+
+
+class Moments(NamedTuple):
+    """Mean and standard deviation of the training images' channels, on 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def shuffle(count: int) -> Int[Tensor, "count"]:
+    """An order of 0 .. count-1 that is the same in every run."""
+    return random.permutation(random.key(_SHUFFLE_SEED), count)
+
+
+def limited(split: AnySplit, limit: int | None) -> AnySplit:
+    """The first `limit` images of `shuffle`; None: all."""
+    return split if limit is None else split.take(shuffle(len(split.labels))[:limit])
+
+
+def sample(images: Source) -> UInt8[Tensor, "n 3 side side"]:
+    """The first 2^26 pixels' worth of images of `shuffle`, for statistics: all of CIFAR-10, 1,024 of 256x256."""
+    chosen = shuffle(len(images.labels))[: max(1, _SAMPLE_PIXELS // images.side**2)]
+    return torch.cat([pixels for _, pixels in images.fetch(chosen.split(_BATCH))])
+
+
+def stored_side(arch: Arch) -> int:
+    """The side of images before cropping: 256 for 224 and 227 as in the paper, the arch's own up to 64."""
+    return arch.image_size if arch.image_size <= 64 else 256
+
+
+def preparation(
+    augmentation: Augmentation, size: int, moments: Moments, components: Float32[Tensor, "3 3"] | None = None
+) -> Prepare:
+    """`prepare(key, index, images)`: each image augmented by its own key `fold_in(key, index)`, normalised.
+
+    "shift" by up to an eighth of the side, "shift-flip" with mirroring too, "crop-flip" a random crop of `size` pixels
+    and mirroring, "resized-flip" a crop of random size and shape, "paper" that of crop-flip and PCA colour noise of
+    `components`, the training images' `augment.rgb_components`.
+    """
+    crops: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "shift": functools.partial(augment.padded_crops, padding=size // 8),
+        "crop": functools.partial(augment.random_crops, size=size),
+        "resized": vmap(functools.partial(augment.resized_crop, size=size)),
+    }
+    crop = crops["crop" if augmentation == "paper" else augmentation.split("-")[0]]
+
+    def prepare(key: Tensor, index: Tensor, images: Tensor) -> Tensor:
+        keys = vmap(lambda i: random.split(random.fold_in(key, i), 3))(index)
+        crop_keys, flip_keys, colour_keys = keys.unbind(1)
+        images = crop(crop_keys, images)
+        if augmentation != "shift":
+            images = augment.random_flips(flip_keys, images)
+        x = augment.to_float(images)
+        if components is not None:
+            x = vmap(augment.pca_noise, in_dims=(0, 0, None))(colour_keys, x, components)
+        return augment.normalize(x, *moments)
+
+    return prepare
+
+
+def batches(images: Source, arch: Arch, moments: Moments, part: int = 0, parts: int = 1) -> Iterator[Batch]:
+    """The middle of every image of one of so many parts, normalised, with its label."""
+    orders = torch.arange(len(images.labels)).tensor_split(parts)[part].split(_BATCH)
+    return (batch for _, batch in indexed_batches(images, orders, arch, moments))
+
+
+def indexed_batches(
+    images: Source, orders: Iterable[Tensor], arch: Arch, moments: Moments
+) -> Iterator[tuple[Int64[Tensor, "n"], Batch]]:
+    """For each of `orders` the indices that could be read, and the middle of those images with their labels."""
+    for index, pixels in images.fetch(orders):
+        crops = augment.center_crop(pixels, arch.image_size)
+        yield index, (augment.normalize(augment.to_float(crops), *moments), images.labels[index])

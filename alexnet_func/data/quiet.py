@@ -1,0 +1,31 @@
+"""Pillow's warnings, dropped while images are read: what is wrong with a file is said in words of our own, or not."""
+
+import threading
+import warnings
+
+
+class Muted:
+    """A context in which nothing that Pillow warns of is heard; any number of threads may be inside at once.
+
+    The filters of `warnings` belong to the process, not to a thread: they are changed by the first thread that enters
+    and restored by the last that leaves, since threads that each did so would restore one another's changes.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._outer = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._outer = warnings.catch_warnings()
+                self._outer.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._outer.__exit__(None, None, None)

@@ -1,0 +1,184 @@
+"""What a run directory must not lose: finite checkpoints, what lies there already, and which data it was of."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alexnet_func import checkpoint, files
+from alexnet_func.app import cli, loop
+
+SHORT = ["train", "--limit", "64", "--device", "cpu"]
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            folder = tmp_path / "photographs" / split / name
+            folder.mkdir(parents=True)
+            for i in range(8):
+                Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "photographs"
+
+
+def own(folder, *options):
+    return ["train", "--data", str(folder), "--arch", "alexnet_cifar", "--batch-size", "4", "--device", "cpu", *options]
+
+
+@pytest.mark.errors
+def test_a_finite_checkpoint_is_never_replaced_by_one_that_is_not(tmp_path, monkeypatch, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    assert cli.main([*SHORT, *out, "--epochs", "1"]) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.safetensors")}
+    monkeypatch.setattr(loop, "_SAVE_SECONDS", -1.0)  # a checkpoint after every step
+    run_epoch = loop.run_epoch
+
+    def diverging(job, start, *rest):
+        names = list(start.state.params)
+        start.state.params[names[-1]].fill_(float("nan"))
+        return run_epoch(job, start, *rest)
+
+    monkeypatch.setattr(loop, "run_epoch", diverging)
+    capsys.readouterr()
+    assert cli.main([*SHORT, *out, "--epochs", "2", "--resume"]) == 1
+    assert "the loss is nan in epoch 2: try a smaller --lr than 0.02" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.safetensors")} == before
+
+
+@pytest.mark.errors
+def test_parameters_that_are_not_finite_are_not_saved_though_the_loss_is(tmp_path, monkeypatch, capsys):
+    evaluate = loop.evaluate
+
+    def after(job, state, *rest):
+        result = evaluate(job, state, *rest)
+        state.params["features.0.bias"][0] = float("inf")
+        return result
+
+    monkeypatch.setattr(loop, "evaluate", after)
+    assert cli.main([*SHORT, "--out", str(tmp_path / "run"), "--epochs", "1"]) == 1
+    assert "step 2 left parameters that are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_data_are_known_by_what_they_hold_not_by_their_path(tmp_path, photographs, monkeypatch, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    assert cli.main(own(photographs, *out, "--epochs", "1")) == 0
+    staged = tmp_path / "elsewhere"
+    shutil.copytree(photographs, staged)
+    monkeypatch.chdir(tmp_path)
+    for epochs, path in enumerate((f"{photographs}/", "photographs", "./photographs/../elsewhere", staged), start=2):
+        assert cli.main(own(path, *out, "--epochs", str(epochs), "--resume")) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    for change in (
+        lambda: (staged / "test" / "a" / "3.png").unlink(),
+        lambda: (staged / "train" / "a" / "3.png").rename(staged / "train" / "b" / "8.png"),
+    ):
+        change()
+        assert cli.main(own(staged, *out, "--epochs", "9", "--resume")) == 1
+        assert "was trained otherwise: contents [" in capsys.readouterr().err
+
+
+@pytest.mark.errors
+def test_a_directory_in_use_is_refused_and_a_killed_process_leaves_it_free(tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    program = "import sys, time; from pathlib import Path; from alexnet_func import files\n"
+    program += "with files.locked(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
+    holder = subprocess.Popen([sys.executable, "-c", program, str(out)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "in\n"
+    assert cli.main([*SHORT, "--out", str(out), "--epochs", "1"]) == 1
+    assert capsys.readouterr().err == (f"alexnet: {out} is in use by another process: wait for it or choose another\n")
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with files.locked(out):
+        pass
+
+
+def test_a_finished_run_says_so_and_goes_on_when_asked(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    assert cli.main([*SHORT, *out, "--epochs", "1"]) == 0
+    before = (tmp_path / "run" / "checkpoint.safetensors").read_bytes()
+    result = capsys.readouterr().out.splitlines()[-1]
+    assert cli.main([*SHORT, *out, "--epochs", "1", "--resume"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "finished before, after epoch 1: a larger --epochs or --patience goes on"
+    assert lines[-1] == result
+    assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path, capsys):
+    run = tmp_path / "run"
+    options = [*SHORT, "--out", str(run), "--epochs", "9", "--lr", "1e-9", "--schedule", "constant"]
+    assert cli.main([*options, "--patience", "2"]) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    accuracies = [row["test_accuracy"] for row in rows]
+    best = accuracies.index(max(accuracies)) + 1
+    assert len(rows) == best + 2 < 9
+    kept, about = checkpoint.load(run / "best.safetensors")
+    assert (int(kept.step), about["best_epoch"], about["best_accuracy"]) == (2 * best, best, max(accuracies))
+    capsys.readouterr()
+    assert cli.main(["eval", str(run / "best.safetensors"), "--device", "cpu"]) == 0
+    assert f"test accuracy {100 * max(accuracies):.2f} %" in capsys.readouterr().out
+    assert cli.main([*options, "--patience", "2", "--resume"]) == 0
+    assert "finished before" in capsys.readouterr().out
+
+
+FOREIGN = {
+    "config.json": ('{"mine": 1}', "that alexnet train did not write"),
+    "metrics.jsonl": ('{"epoch": 1}\n', "of a run whose checkpoint.safetensors is gone"),
+    "curves.png": ("a picture", "holds curves.png and no checkpoint.safetensors"),
+    "best.safetensors": ("", "holds best.safetensors and no checkpoint.safetensors"),
+}
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["fresh", "resumed"])
+def test_what_a_run_did_not_begin_is_not_overwritten(tmp_path, capsys, name, resume):
+    text, message = FOREIGN[name]
+    (tmp_path / name).write_text(text)
+    assert cli.main([*SHORT, "--out", str(tmp_path), "--epochs", "1", *resume]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == text
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, monkeypatch):
+    def killed(*_):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "train", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            cli.main([*SHORT, "--out", str(tmp_path), "--epochs", "1"])
+    assert (tmp_path / "config.json").exists()
+    for resume in ([], ["--resume"]):
+        assert cli.main([*SHORT, "--out", str(tmp_path), "--epochs", "1", *resume]) == 0
+        (tmp_path / "checkpoint.safetensors").unlink()
+        for name in ("best.safetensors", "metrics.jsonl", "curves.png", "filters.png", "confusion.png"):
+            (tmp_path / name).unlink()
+
+
+def test_what_is_left_out_is_the_same_in_memory_and_streamed(tmp_path, photographs, capsys):
+    (photographs / "train" / "a" / "5.png").write_bytes(b"no image")
+    (photographs / "test" / "b" / "1.png").write_bytes(b"no image")
+    rows, states = [], []
+    for name, how in (("memory", ["--no-stream"]), ("stream", ["--stream", "--workers", "0"])):
+        out = tmp_path / name
+        assert cli.main(own(photographs, "--skip-bad-images", "--epochs", "2", "--out", str(out), *how)) == 0
+        assert capsys.readouterr().out.splitlines()[-2] == "2 unreadable images left out"
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        rows.append([{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines])
+        states.append(checkpoint.load(out / "checkpoint.safetensors")[0])
+    assert rows[0] == rows[1]
+    assert all(torch.equal(states[0].params[name], p) for name, p in states[1].params.items())

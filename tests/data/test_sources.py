@@ -1,0 +1,69 @@
+"""Memory, stream and shards are one protocol: the same images for the same indices."""
+
+import pytest
+import torch
+
+from alexnet_func.data import datasets, prepare, preprocess, sources
+
+CPU = torch.device("cpu")
+ORDERS = torch.tensor([3, 0, 5, 1, 1, 2, 4]).split(3)
+
+
+@pytest.fixture
+def opened(folder, tmp_path):
+    files = datasets.load(str(folder)).train
+    prepare.prepare(datasets.load(str(folder)), tmp_path / "shards", side=8)
+    mapped = datasets.load(str(tmp_path / "shards")).train
+    how = sources.Reading(CPU, workers=0, stream=False)
+    return {
+        "memory": sources.open_split(files, 8, how, "train"),
+        "stream": sources.open_split(files, 8, how._replace(stream=True), "train"),
+        "shards": sources.open_split(mapped, 8, how, "train"),
+    }
+
+
+def test_every_source_gives_the_same(opened):
+    kinds = {name: type(source).__name__ for name, source in opened.items()}
+    assert kinds == {"memory": "InMemory", "stream": "Streamed", "shards": "Mapped"}
+    expected = [images for _, images in opened["memory"].fetch(ORDERS)]
+    for source in opened.values():
+        assert isinstance(source, sources.Source)
+        assert (source.side, source.unreadable, source.labels.tolist()) == (8, [], [0, 0, 0, 1, 1, 1])
+        fetched = list(source.fetch(iter(ORDERS)))
+        assert all(torch.equal(index, order) for (index, _), order in zip(fetched, ORDERS, strict=True))
+        assert all(torch.equal(images, e) for (_, images), e in zip(fetched, expected, strict=True))
+        assert torch.equal(preprocess.sample(source), preprocess.sample(opened["memory"]))
+
+
+def test_a_source_is_frozen(opened):
+    for source in opened.values():
+        with pytest.raises(AttributeError):
+            source.labels = None
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_unreadable_image_is_missing_from_its_batch_whichever_way(folder, stream):
+    files = datasets.load(str(folder)).train
+    files.paths[4].write_bytes(b"")
+    told = []
+    how = sources.Reading(CPU, workers=0, stream=stream, tell=told.append)
+    with pytest.raises(
+        ValueError, match=r"b/1\.png is not a readable image.*; --skip-bad-images leaves"
+    ):
+        list(sources.open_split(files, 8, how, "train").fetch(ORDERS))
+    source = sources.open_split(files, 8, how._replace(skip_bad=True), "train")
+    fetched = list(source.fetch([torch.tensor([5, 4, 3]), torch.tensor([0])]))
+    assert [index.tolist() for index, _ in fetched] == [[5, 3], [0]]
+    assert [len(images) for _, images in fetched] == [2, 1]
+    assert len(source.labels) == 6
+    assert len(told) == len(source.unreadable) == 1
+    with pytest.raises(ValueError, match="none of the images of a batch is readable"):
+        list(source.fetch([torch.tensor([4])]))
+
+
+@pytest.mark.errors
+def test_another_size_is_refused():
+    test = datasets.load("digits").test
+    with pytest.raises(ValueError, match="the test images are 32x32, and the network needs 256x256"):
+        sources.open_split(test, 256, sources.Reading(CPU), "test")
