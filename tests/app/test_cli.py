@@ -169,7 +169,7 @@ def test_an_unreadable_image_stops_the_run_or_is_left_out_and_counted(tmp_path, 
 
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "alexnet_func", "train", "--limit", "640", "--epochs", "50", "--out", str(out)]
+    command = [sys.executable, "-m", "alexnet_func", "train", "--limit", "320", "--epochs", "50", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline().startswith("alexnet_cifar on digits")
     assert process.stdout.readline().startswith("epoch  1/50")
@@ -179,7 +179,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     word, last = error.splitlines()
     assert word == "alexnet: SIGINT: this step is finished and saved first; once more ends at once"
     assert last == f"alexnet: interrupted; go on with the same command and --resume (--out {out})"
-    assert checkpoint.load(out / "checkpoint.safetensors")[0].step >= 20
+    assert checkpoint.load(out / "checkpoint.safetensors")[0].step >= 10
 
 
 @pytest.mark.errors
@@ -388,7 +388,7 @@ _WORDS = st.sampled_from(
 @given(
     st.sampled_from(["train", "eval", "predict", "inspect", "fly"]), st.lists(st.one_of(_WORDS, _VALUES), max_size=8)
 )
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_fuzzed_command_lines_end_without_a_traceback(monkeypatch, command, words):
     # What the options say is read and checked in full; the training itself is left out, as are downloads.
     monkeypatch.setattr(fit, "fit", lambda run, recipe, console: af.train.Metrics(0.0, 1.0, 1.0, 1))

@@ -81,12 +81,10 @@ def test_stopped_anywhere_in_steps_and_evaluation_a_run_ends_with_the_same_bytes
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert cli.main([*SHORT, "--out", str(whole)]) == 0
     stops = 0
-    for n in (1, 2, 5, 6, 3, 9, 7, 4, 8, 100):
-        with monkeypatch.context() as patched:
-            train = loop.train
-            asked_after(signal.SIGTERM, n)
-            code = cli.main([*SHORT, "--out", str(parts), "--resume"])
-            patched.setattr(loop, "train", train)
+    for n in (1, 5, 6, 3, 4, 100):
+        train = loop.train
+        asked_after(signal.SIGTERM, n)
+        code = cli.main([*SHORT, "--out", str(parts), "--resume"])
         monkeypatch.setattr(loop, "train", train)
         assert code in (0, 143)
         stops += code == 143
