@@ -48,9 +48,7 @@ def test_an_unreadable_image_is_missing_from_its_batch_whichever_way(folder, str
     files.paths[4].write_bytes(b"")
     told = []
     how = sources.Reading(CPU, workers=0, stream=stream, tell=told.append)
-    with pytest.raises(
-        ValueError, match=r"b/1\.png is not a readable image.*; --skip-bad-images leaves"
-    ):
+    with pytest.raises(ValueError, match=r"b/1\.png is not a readable image.*; --skip-bad-images leaves"):
         list(sources.open_split(files, 8, how, "train").fetch(ORDERS))
     source = sources.open_split(files, 8, how._replace(skip_bad=True), "train")
     fetched = list(source.fetch([torch.tensor([5, 4, 3]), torch.tensor([0])]))
