@@ -90,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         want = "out of memory: " if isinstance(error, MemoryError | RuntimeError) else ""
-        words = str(error).rstrip("\n")
-        print(f"alexnet: {want}{shown(words)}", file=sys.stderr)
+        reason = str(error).rstrip("\n")
+        print(f"alexnet: {want}{shown(reason)}", file=sys.stderr)
         return 1
     return 0
 
