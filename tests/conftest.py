@@ -4,6 +4,7 @@ import signal
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import alexnet_func as af
 from alexnet_func.arch import LRN, Arch, Constant, Conv, Dropout, HeNormal, Linear, MaxPool, Normal, ReLU
@@ -23,6 +24,10 @@ TINY = Arch(
     ),
     classifier=(Dropout(0.3), Linear(16), ReLU(), Dropout(0.5), Linear(None, weight=Normal(0.3))),
 )
+
+# A test is right or wrong, however slow the machine is; the whole suite has its limit.
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
 
 
 def pytest_collection_modifyitems(items):

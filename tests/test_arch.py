@@ -61,7 +61,6 @@ def test_json_of_something_else_is_refused(text):
         Arch.from_json(text)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_json_round_trips_of_random_archs(data):
     arch = archs(data.draw)
@@ -88,7 +87,7 @@ HOSTILE = st.recursive(
 
 
 @pytest.mark.errors
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_altered_json_is_read_as_an_arch_or_refused_with_a_value_error(data):
     tree = json.loads(TINY.to_json())

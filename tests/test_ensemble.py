@@ -42,7 +42,7 @@ def test_init_draws_each_member_as_it_would_be_drawn_alone(keys, dtype):
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=3), min_size=1, max_size=3), st.integers(1, 4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_unstack_is_the_inverse_of_stack(shapes, count):
     members = [{str(i): torch.randn(shape) for i, shape in enumerate(shapes)} for _ in range(count)]
     back = ensemble.unstack(ensemble.stack(members))

@@ -14,7 +14,7 @@ from alexnet_func.arch import LRN, Arch, Conv, Dropout, HeNormal, Linear, MaxPoo
 from parity import criteria, inputs, ours, references
 from parity.oracles import by_numpy
 
-laws = settings(max_examples=25, deadline=None)
+laws = settings(max_examples=25)
 
 
 def archs(draw):

@@ -246,7 +246,7 @@ BOUNDS = st.floats(-(2.0**100), 2.0**100, width=32).map(lambda bound: bound if a
     BOUNDS,
     st.sampled_from([(), (3,), (2, 0), (4, 2)]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_uniforms_of_any_bounds_equal_jax(seed, minval, maxval, shape):
     theirs = as_tensor(jax.random.uniform(raw(seed), shape, minval=minval, maxval=maxval))
     key, bounds = af.random.key(seed), (torch.tensor(minval), torch.tensor(maxval))
@@ -311,7 +311,7 @@ def test_counters_past_32_bits_use_the_high_word():
 @given(
     st.integers(0, 2**32 - 1), st.integers(-(2**31), 2**31 - 1), st.integers(-(2**31), 2**31 - 1), st.integers(0, 99)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_randint_of_any_range_equals_jax(seed, minval, maxval, n):
     theirs = as_tensor(jax.random.randint(raw(seed), (n,), minval, maxval))
     key = af.random.key(seed)
@@ -341,7 +341,7 @@ def test_permutation_around_its_second_round(n):
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(5,), (0,), (3, 4), (2, 1, 5), (4, 0)]), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_permutations_and_choices_of_tensors_equal_jax(seed, shape, data):
     key, axis = af.random.key(seed), data.draw(st.integers(-len(shape), len(shape) - 1))
     x = torch.arange(math.prod(shape), dtype=torch.float32).view(shape)
@@ -357,7 +357,7 @@ def test_permutations_and_choices_of_tensors_equal_jax(seed, shape, data):
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 16, 17, 300, 700]), st.floats(0, 20), st.floats(0, 0.9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_weighted_choices_equal_jax(seed, n, spread, zeros):
     generator = torch.Generator().manual_seed(seed)
     p = (torch.randn(n, generator=generator) * spread).exp() * (torch.rand(n, generator=generator) >= zeros)
@@ -437,7 +437,7 @@ def test_normals_at_the_ends_are_finite():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(1, 9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_split_row_is_a_fold_and_does_not_depend_on_num(seed, data, num):
     key = af.random.key(seed)
     rows = af.random.split(key, num)

@@ -18,7 +18,7 @@ from tests.conftest import images
     extra=st.tuples(st.integers(0, 9), st.integers(0, 9)),
     channels=st.integers(1, 6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_convolution_by_space_to_depth_is_the_convolution(kernel, stride, padding, extra, channels):
     h, w = (max(1, kernel - 2 * padding) + e for e in extra)
     x = torch.randn(2, channels, h, w, dtype=torch.float64)

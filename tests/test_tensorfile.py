@@ -47,7 +47,7 @@ JSON = st.recursive(
 
 @pytest.mark.errors
 @given(st.dictionaries(st.text() | st.integers(), JSON, max_size=4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_whatever_json_takes_is_read_as_json_gives_it(tmp_path_factory, config):
     path = tmp_path_factory.mktemp("f") / "f"
     tensorfile.write(path, {}, config)

@@ -388,7 +388,7 @@ _WORDS = st.sampled_from(
 @given(
     st.sampled_from(["train", "eval", "predict", "inspect", "fly"]), st.lists(st.one_of(_WORDS, _VALUES), max_size=8)
 )
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_fuzzed_command_lines_end_without_a_traceback(monkeypatch, command, words):
     # What the options say is read and checked in full; the training itself is left out, as are downloads.
     monkeypatch.setattr(fit, "fit", lambda run, recipe, console: af.train.Metrics(0.0, 1.0, 1.0, 1))

@@ -190,8 +190,8 @@ def test_at_thirty_random_moments_nothing_is_lost_or_left(tmp_path, photographs,
         codes.append(process.returncode)
         assert process.returncode in (0, 128 + number, -number), error  # by the signal itself while torch loads
         assert "Traceback" not in error or process.returncode != 0
-        deadline = time.monotonic() + 15
-        while left_of(process.pid) and time.monotonic() < deadline:
+        limit = time.monotonic() + 15
+        while left_of(process.pid) and time.monotonic() < limit:
             time.sleep(0.1)
         assert left_of(process.pid) == []
         assert not list(parts.glob(".writing-*"))

@@ -3,7 +3,7 @@ import os
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -47,7 +47,6 @@ def read_back(line):
 
 
 @given(st.one_of(LINES, st.text(st.characters(), max_size=20)))
-@settings(deadline=None)
 def test_a_text_is_shown_on_one_printable_line_that_tells_it_from_others(text):
     line = shown(text)
     assert line.isprintable()
@@ -59,7 +58,6 @@ def test_a_text_is_shown_on_one_printable_line_that_tells_it_from_others(text):
 
 
 @given(st.text(max_size=60), st.integers(3, 40))
-@settings(deadline=None)
 def test_a_shortened_text_keeps_its_ends(text, longest):
     short = shortened(text, longest)
     if len(text) <= longest:
@@ -72,7 +70,6 @@ def test_a_shortened_text_keeps_its_ends(text, longest):
 
 
 @given(st.one_of(LINES, st.sampled_from(HOSTILE)))
-@settings(deadline=None)
 def test_a_line_on_the_console_is_the_text_and_nothing_else(text):
     for console in ({"width": 20}, {"force_terminal": True, "width": 20}):
         assert printed(lambda show: show.line(text), **console) == shown(text) + "\n"

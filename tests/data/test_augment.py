@@ -13,7 +13,7 @@ from alexnet_func.data import augment
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 5), st.integers(1, 9))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_padded_crop_is_a_shift_by_the_drawn_offsets(seed, padding, side):
     key, image = af.random.key(seed), torch.arange(2 * side**2, dtype=torch.uint8).view(2, side, side) + 1
     top, left = (int(af.random.randint(k, (), 0, 2 * padding + 1)) for k in af.random.split(key))
@@ -27,7 +27,7 @@ def test_padded_crop_is_a_shift_by_the_drawn_offsets(seed, padding, side):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(0, 4), st.integers(0, 4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_random_crop_is_a_window_of_the_image(seed, size, more_rows, more_columns):
     height, width = size + more_rows, size + more_columns
     image = torch.arange(height * width, dtype=torch.uint8).view(1, height, width)
@@ -49,7 +49,7 @@ def test_random_flip_mirrors_where_bernoulli_says():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 7), st.integers(0, 4), st.integers(0, 4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_crops_and_flips_of_a_batch_are_those_of_its_images(seed, count, size, more_rows, more_columns):
     keys = af.random.split(af.random.key(seed), count)
     shape = (count, 3, size + more_rows, size + more_columns)

@@ -39,7 +39,7 @@ def touch(path):
     path.touch()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(FOLDER_NAMES, st.tuples(TREES, st.dictionaries(FILE_NAMES, st.none(), max_size=3)), min_size=1))
 def test_images_are_found_in_the_order_of_torchvisions_image_folder(tmp_path, classes):
     root = tmp_path / "root"

@@ -155,7 +155,7 @@ def whole(kind, **options):
 WHOLE = {kind: whole(kind) for kind in ("PNG", "TIFF", "GIF", "BMP", "PPM", "WEBP")}
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(sorted(WHOLE)),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=5),

@@ -17,7 +17,7 @@ from tests.data.test_images import decoder  # noqa: F401, the fixture
 
 FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") if name != "AVIF" or ".avif" in images.SUFFIXES]
 # The fixtures hold nothing that one example leaves to the next.
-QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def encoded(kind, tag, width=9, height=6, mode="RGB", **options):
