@@ -89,6 +89,24 @@ def process_of_rank(rank, parent):
     raise AssertionError(f"no process of rank {rank}")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a rank's process under /proc")
+def test_what_a_scheduler_sends_to_torchrun_saves_and_ends_all_ranks(tmp_path, capsys):
+    out = tmp_path / "run"
+    process = on_ranks(2, "--epochs", "1000", "--out", str(out))
+    while not (out / "checkpoint.safetensors").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert f"alexnet: stopped by SIGTERM; go on with the same command and --resume (--out {out})" in err
+    with pytest.raises(AssertionError, match="no process of rank 1"):
+        process_of_rank(1, process.pid)
+    step = int(checkpoint.load(out / "checkpoint.safetensors")[0].step)
+    assert cli.main([*ARGUMENTS, "--epochs", str(step // 4 + 1), "--out", str(out), "--resume"]) == 0
+    assert f"epoch {step // 4 + 1:2d}/" in capsys.readouterr().out
+
+
 @pytest.mark.errors
 def test_settings_that_do_not_fit_several_ranks_are_refused(monkeypatch, capsys):
     monkeypatch.setattr("alexnet_func.parallel.world_size", lambda: 3)
