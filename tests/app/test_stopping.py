@@ -182,7 +182,7 @@ def test_at_thirty_random_moments_nothing_is_lost_or_left(tmp_path, photographs,
     for _ in range(30):
         process = started(*data, "--out", str(parts), "--resume")
         try:
-            process.wait(timeout=generator.uniform(0, seconds / 3))
+            process.wait(timeout=generator.uniform(0, min(seconds / 3, 20)))
         except subprocess.TimeoutExpired:
             # To the whole group, as a terminal and most schedulers do.
             os.killpg(process.pid, number)
