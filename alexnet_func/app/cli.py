@@ -34,6 +34,7 @@ def _unchecked(record: type[Record]) -> type[Record]:
 
 
 _Run, _Recipe = _unchecked(Run), _unchecked(Recipe)
+_OTHERS = {record.__name__.lower(): _unchecked(record) for record in (Eval, Predict, Inspect, Prepare)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +117,8 @@ def _parsed(words: Sequence[str]) -> Any:
 def _read(words: Sequence[str], base: Recipe) -> Any:
     training = tyro.conf.subcommand("train", default=Train(run=_Run(), recipe=_Recipe(**vars(base))))
     commands: Any = Annotated[Train, training]
-    for name, record in (("eval", Eval), ("predict", Predict), ("inspect", Inspect), ("prepare", Prepare)):
-        commands |= Annotated[_unchecked(record), tyro.conf.subcommand(name)]
+    for name, record in _OTHERS.items():
+        commands |= Annotated[record, tyro.conf.subcommand(name)]
     about = "AlexNet as pure functions: train, evaluate, predict, inspect; prepare data."
     return tyro.cli(commands, prog="alexnet", args=words, description=about)
 

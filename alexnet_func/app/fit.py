@@ -42,11 +42,11 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
         with stopping.after_a_step() as asked:
             try:
                 state, result = loop.train(job, start, record, show, asked)
-            except Exception as error:
+            except (loop.AskedToStopError, RuntimeError) as error:
                 number = asked()
                 if number is None:
                     raise
-                # Either the loop's own word, or what a signal to the whole process group broke.
+                # A RuntimeError is what a compiler says that a signal to the whole process group has ended.
                 raise stopping.StoppedError(number, _how_to_go_on(run.out)) from error
         record.finish(job, state.params)
         bad = len(job.images.unreadable) + len(job.test.unreadable)

@@ -112,6 +112,11 @@ class Run(Data):
                 raise ValueError(f"--{yes} and --{no.replace('_', '-')} exclude each other")
 
 
+def compiles(run: Run, device: torch.device) -> bool:
+    """Whether the training step is compiled: as the flags say, else on CUDA alone."""
+    return run.compile or (device.type == "cuda" and not run.no_compile)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Eval(Data):
     """Evaluate a network on the test split: top-1, top-5, loss, accuracy by class, confusion matrix."""

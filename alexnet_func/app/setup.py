@@ -152,8 +152,7 @@ def _step(run: Run, network: arch.Arch, optimizer: optim.Optimizer, device: torc
     loss_fn = train.with_precision(functools.partial(losses.loss_fn, arch=network), run.precision)
     together = parallel.grad_fn(loss_fn, reduction=run.reduction) if parallel.world_size() > 1 else None
     step = train.make_step(loss_fn, optimizer, grad_fn=together)
-    compiled = run.compile or (device.type == "cuda" and not run.no_compile)
-    return train.compile_step(step, donate=True) if compiled else step
+    return train.compile_step(step, donate=True) if options.compiles(run, device) else step
 
 
 def _keys(run: Run, device: torch.device) -> tuple[Tensor, ...]:
@@ -166,6 +165,6 @@ _RECORDED = ("data", "holdout", "orientation", "seed", "limit", "init", "precisi
 
 def _config(run: Run, recipe: Recipe, device: torch.device, **found: Any) -> dict[str, Any]:
     settings = {name: getattr(run, name) for name in _RECORDED}
-    varying = {"device": str(device), "compile": run.compile or (device.type == "cuda" and not run.no_compile)}
+    varying = {"device": str(device), "compile": options.compiles(run, device)}
     # Through JSON, so that it compares equal to what a checkpoint gives back.
     return json.loads(json.dumps({**asdict(recipe), **settings, **varying, **found}))

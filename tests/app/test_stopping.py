@@ -131,6 +131,19 @@ def test_what_a_signal_to_the_whole_group_broke_is_no_error_of_its_own(monkeypat
     assert capfd.readouterr().err.splitlines()[-1].startswith("alexnet: stopped by SIGTERM; nothing was saved")
 
 
+@pytest.mark.parametrize(
+    "error", [FloatingPointError("the loss is nan"), OSError("no space left")], ids=["nan", "disk"]
+)
+def test_a_run_that_could_not_be_saved_is_not_told_to_go_on(monkeypatch, capfd, error):
+    def failed(job, start, record, show, asked):
+        signal.raise_signal(signal.SIGTERM)
+        raise error
+
+    monkeypatch.setattr(loop, "train", failed)
+    assert cli.main(SHORT) == 1
+    assert capfd.readouterr().err.splitlines()[-1] == f"alexnet: {error}"
+
+
 def test_ignored_signals_stay_ignored_and_handlers_come_back():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
     try:
@@ -189,7 +202,7 @@ def test_at_thirty_random_moments_nothing_is_lost_or_left(tmp_path, photographs,
         _, error = process.communicate(timeout=120)
         codes.append(process.returncode)
         assert process.returncode in (0, 128 + number, -number), error  # by the signal itself while torch loads
-        assert "Traceback" not in error or process.returncode != 0
+        assert "Traceback" not in error or process.returncode == -number
         limit = time.monotonic() + 15
         while left_of(process.pid) and time.monotonic() < limit:
             time.sleep(0.1)
