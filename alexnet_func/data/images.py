@@ -126,9 +126,7 @@ def _picture(path: Path, orientation: Orientation) -> UInt8[Tensor, "3 h w"]:
     try:
         with _muted:
             return _decoded(_bytes(path), orientation)
-    except MemoryError:  # this machine's fault, not the file's
-        raise
-    except Exception as error:  # of a damaged file decoders raise anything, from EOFError to struct.error
+    except quiet.DAMAGE as error:
         raise ValueError(f"{path} is not a readable image: {_reason(error, path)}") from error
 
 

@@ -8,6 +8,8 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from alexnet_func.data import quiet
+
 Orientation = Literal["exif", "stored"]
 
 _TURNS: dict[int, Callable[[Tensor], Tensor]] = {
@@ -36,11 +38,9 @@ def turn(image: Image.Image) -> Callable[[UInt8[Tensor, "3 h w"]], UInt8[Tensor,
     """
     try:
         tag = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return _TURNS.get(tag, _as_stored)
-    except MemoryError:
-        raise
-    except Exception:  # damaged EXIF ends in anything from SyntaxError to struct.error, and the pixels are fine
-        return _as_stored
+    except quiet.DAMAGE:  # of the EXIF alone: the pixels are fine
+        tag = 1
+    return _TURNS.get(tag, _as_stored)
 
 
 def _as_stored(image: Tensor) -> Tensor:

@@ -1,7 +1,17 @@
 """Pillow's warnings, dropped while images are read: what is wrong with a file is said in words of our own, or not."""
 
+import struct
 import threading
 import warnings
+import zlib
+
+from PIL import Image
+
+# What decoders have been seen to raise for damaged bytes; want of memory is the machine's fault, not the file's.
+DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError),
+    *(TypeError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),
+)
 
 
 class Muted:
