@@ -26,6 +26,15 @@ def on_ranks(ranks, *arguments, **options):
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes, **options)
 
 
+def saved_on_two_ranks(out):
+    """A run of two ranks that goes on, after its first checkpoint."""
+    process = on_ranks(2, "--epochs", "1000", "--out", str(out))
+    while not (out / "checkpoint.safetensors").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    return process
+
+
 def distance(run, other):
     a, b = (checkpoint.load(Path(path) / "checkpoint.safetensors")[0].params for path in (run, other))
     difference = sum((a[name] - b[name]).double().square().sum() for name in b)
@@ -62,10 +71,7 @@ def test_gradients_rounded_on_their_way_train_nearly_as_well(tmp_path):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a rank's process under /proc")
 def test_a_rank_that_dies_stops_the_others_and_is_named(tmp_path, capsys):
     out = tmp_path / "run"
-    process = on_ranks(2, "--epochs", "1000", "--out", str(out))
-    while not (out / "checkpoint.safetensors").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
+    process = saved_on_two_ranks(out)
     os.kill(process_of_rank(1, process.pid), signal.SIGKILL)
     killed = time.monotonic()
     _, err = process.communicate(timeout=60)
@@ -93,10 +99,7 @@ def process_of_rank(rank, parent):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a rank's process under /proc")
 def test_what_a_scheduler_sends_to_torchrun_saves_and_ends_all_ranks(tmp_path, capsys):
     out = tmp_path / "run"
-    process = on_ranks(2, "--epochs", "1000", "--out", str(out))
-    while not (out / "checkpoint.safetensors").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
+    process = saved_on_two_ranks(out)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert f"alexnet: stopped by SIGTERM; go on with the same command and --resume (--out {out})" in err

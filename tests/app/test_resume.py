@@ -5,27 +5,13 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from alexnet_func import checkpoint, files
 from alexnet_func.app import cli, loop
 
 SHORT = ["train", "--limit", "64", "--device", "cpu"]
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    generator = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in ("a", "b"):
-            folder = tmp_path / "photographs" / split / name
-            folder.mkdir(parents=True)
-            for i in range(8):
-                Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
-    return tmp_path / "photographs"
 
 
 def own(folder, *options):
@@ -78,7 +64,7 @@ def test_data_are_known_by_what_they_hold_not_by_their_path(tmp_path, photograph
     capsys.readouterr()
     for change in (
         lambda: (staged / "test" / "a" / "3.png").unlink(),
-        lambda: (staged / "train" / "a" / "3.png").rename(staged / "train" / "b" / "8.png"),
+        lambda: (staged / "train" / "a" / "3.png").rename(staged / "train" / "b" / "16.png"),
     ):
         change()
         assert cli.main(own(staged, *out, "--epochs", "9", "--resume")) == 1

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from alexnet_func import checkpoint
 from alexnet_func.app import cli, loop, stopping
@@ -165,18 +164,6 @@ def test_in_another_thread_signals_are_left_alone():
     thread.start()
     thread.join()
     assert codes == [1]
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    generator = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in ("a", "b"):
-            folder = tmp_path / "data" / split / name
-            folder.mkdir(parents=True)
-            for i in range(16):
-                Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
-    return tmp_path / "data"
 
 
 @pytest.mark.slow

@@ -1,0 +1,16 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Two classes of sixteen images of 32x32 random pixels, for training and as many for testing."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            folder = tmp_path / "photographs" / split / name
+            folder.mkdir(parents=True)
+            for i in range(16):
+                Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "photographs"
