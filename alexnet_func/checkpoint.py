@@ -23,7 +23,6 @@ def save(path: str | os.PathLike[str], state: TrainState, config: Mapping[str, A
     the new one. Raises OSError where it cannot be written; the old one then stays. Raises ValueError or TypeError for
     a state that was given to a donated step, and for one that `load` would refuse.
     """
-    check_unspent(state.step)
     flat = _flatten(state._asdict())
     _state(_unflatten(flat))
     tensorfile.write(path, flat, config)

@@ -78,7 +78,8 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        if held:  # not in a child made by fork, which may leave the block too
+            path.unlink(missing_ok=True)
         _close(held)
 
 

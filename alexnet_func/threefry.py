@@ -148,11 +148,14 @@ def as_shape(shape: Shape, name: str = "shape") -> tuple[int, ...]:
 
 
 def is_integer(value: Any) -> bool:
-    """Whether it is an integer to Python, such as NumPy's; a tensor is none, since its value may lie on a GPU."""
+    """Whether it is of `numbers.Integral`, as NumPy's are, or an integer array without axes; a tensor is none.
+
+    Its value may lie on a GPU.
+    """
     if isinstance(value, numbers.Integral | torch.SymInt):
         return True
-    scalar = not isinstance(value, Tensor) and getattr(value, "shape", None) == ()
-    return scalar and hasattr(value, "__index__") and value.dtype.kind in "iu"
+    scalar = not isinstance(value, Tensor) and getattr(value, "shape", None) == () and hasattr(value, "__index__")
+    return scalar and getattr(getattr(value, "dtype", None), "kind", None) in ("i", "u")
 
 
 def split_each(keys: Tensor, num: int) -> Tensor:

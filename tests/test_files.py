@@ -181,23 +181,24 @@ class TestLocked:
 
     def test_children_that_end_or_come_later_change_nothing(self, tmp_path):
         code = f"""
-import os, pathlib
+import os, pathlib, sys
 from alexnet_func import files
 
-def child():
+def child(leave):
     if not (pid := os.fork()):
-        os._exit(0)
+        leave(0)
     assert os.waitpid(pid, 0)[1] == 0
 
 path = pathlib.Path({str(tmp_path)!r})
 with files.locked(path):
-    child()
+    child(os._exit)
+    child(sys.exit)  # through the end of the block
     try:
         with files.locked(path):
             print("entered")
     except BlockingIOError:
         print("refused")
-child()
+child(os._exit)
 """
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert run.stdout == "refused\n"

@@ -33,7 +33,8 @@ V1 = "9:memory:/job\n4:cpu,cpuacct:/job\n1:name=systemd:/other\n"
         (V2, {"job/memory.max": f"{2**60}\n"}, MACHINE),
         (V1, {"memory/job/memory.limit_in_bytes": f"{GIB}\n"}, GIB),
         (V1, {"memory/memory.limit_in_bytes": f"{2**63 - 4096}\n"}, MACHINE),
-        (V1, {"memory/other/memory.limit_in_bytes": "no number\n"}, MACHINE),
+        (V1, {"memory/other/memory.limit_in_bytes": "1000\n"}, MACHINE),
+        (V1, {"memory/job/memory.limit_in_bytes": "no number\n"}, MACHINE),
         ("", {}, MACHINE),
     ],
 )
@@ -48,6 +49,7 @@ def test_memory_is_the_least_that_a_group_above_allows(tmp_path, own, files, exp
         (V2, {"job/cpu.max": "250000 100000\n", "job/step/cpu.max": "max 100000\n"}, 2),
         (V2, {"job/step/cpu.max": "50000 100000\n"}, 1),
         (V1, {"cpu/job/cpu.cfs_quota_us": "300000\n", "cpu/job/cpu.cfs_period_us": "100000\n"}, 3),
+        (V1, {"cpu/other/cpu.cfs_quota_us": "100000\n", "cpu/other/cpu.cfs_period_us": "100000\n"}, 64),
         (V1, {"cpu/job/cpu.cfs_quota_us": "-1\n", "cpu/job/cpu.cfs_period_us": "100000\n"}, 64),
         (V2, {"job/cpu.max": "0 0\n"}, 64),
     ],

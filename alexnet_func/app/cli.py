@@ -16,7 +16,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from alexnet_func import allocator
+from alexnet_func import allocator, machine
 from alexnet_func.app import fit, inspection, models, options, recipes, score, stopping
 from alexnet_func.app.options import Eval, Inspect, Predict, Prepare, Run
 from alexnet_func.app.progress import Show
@@ -86,21 +86,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("alexnet: interrupted", file=sys.stderr)
         return 130
     except (ValueError, TypeError, ImportError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_want_of_memory(error):
+        reason = _reason(error)
+        if reason is None:
             raise
         if debug:
             traceback.print_exc()
-        want = "out of memory: " if isinstance(error, MemoryError | RuntimeError) else ""
-        reason = str(error).rstrip("\n")
-        print(f"alexnet: {want}{shown(reason)}", file=sys.stderr)
+        print(f"alexnet: {shown(reason)}", file=sys.stderr)
         return 1
     return 0
 
 
-def _is_want_of_memory(error: RuntimeError) -> bool:
-    """Whether it is torch's word for memory that a GPU, or in no class of its own a CPU, has not."""
-    words = ("allocate memory", "Storage size calculation overflowed")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+def _reason(error: Exception) -> str | None:
+    """What to say of an error; None for a RuntimeError that is a mistake of the program's own."""
+    words = str(error).rstrip("\n")
+    if machine.is_want_of_memory(error):
+        return f"out of memory: {words}"
+    if isinstance(error, RuntimeError):
+        died = "a process that decodes images has died, for want of memory perhaps"
+        return f"{died}: {words}" if "DataLoader worker" in words else None
+    return words
 
 
 def _parsed(words: Sequence[str]) -> Any:
@@ -163,8 +167,7 @@ def _inspect(chosen: Inspect, show: Show) -> None:
         chosen.data,
         Path(out),
         limit=chosen.limit,
-        # Streamed, since then an index stays that of its file where others cannot be read.
-        reading=_reading(chosen, device, show)._replace(stream=True),
+        reading=_reading(chosen, device, show),
         show=show,
     )
 

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from alexnet_func import machine
 from alexnet_func.data import orientation as orientations
 from alexnet_func.data import quiet
 from alexnet_func.data.orientation import Orientation
@@ -41,6 +42,10 @@ _KINDS = {
 }
 
 
+class UnreadableError(ValueError):
+    """A file is no image that can be read; the message names it and says why."""
+
+
 def read(path: Path, side: int, *, orientation: Orientation = "exif") -> UInt8[Tensor, "3 side side"]:
     """The image as RGB, its shorter side resized to `side` pixels and the middle cut out, as the paper did (section 2).
 
@@ -50,8 +55,8 @@ def read(path: Path, side: int, *, orientation: Orientation = "exif") -> UInt8[T
     `orientation` "exif" turns the picture as viewers show it, by its EXIF tag; "stored" leaves it as Pillow opens it,
     which is what torchvision's `ImageFolder` does (TIFF files Pillow turns itself).
 
-    Raises ValueError with the path for a file that is missing, no regular file, unreadable or ends early, and for one
-    of more than `MAX_PIXELS` as it is or once resized; ValueError for a side outside 1 .. `MAX_SIDE` or an unknown
+    Raises UnreadableError with the path for a file that is missing, no regular file, unreadable or ends early, and for
+    one of more than `MAX_PIXELS` as it is or once resized; ValueError for a side outside 1 .. `MAX_SIDE` or an unknown
     orientation.
     """
     check(side, orientation)
@@ -62,7 +67,7 @@ def read(path: Path, side: int, *, orientation: Orientation = "exif") -> UInt8[T
         extent = [max(side, round(length * scale)) for length in (height, width)]
         if extent[0] * extent[1] > MAX_PIXELS:
             reason = f"resized from {width}x{height} {_too_many(f'{extent[1]}x{extent[0]}')}"
-            raise ValueError(f"{path} is not a readable image: {reason}")
+            raise UnreadableError(f"{path} is not a readable image: {reason}")
         # torch's fast kernel for bytes is the one for pixels that lie together.
         together = image[None].contiguous(memory_format=torch.channels_last)
         image = F.interpolate(together, extent, mode="bilinear", antialias=True)[0]
@@ -77,7 +82,7 @@ def read_or_reason(path: Path, side: int, *, orientation: Orientation = "exif") 
     """
     try:
         return read(path, side, orientation=orientation)
-    except ValueError as error:
+    except UnreadableError as error:
         return str(error)
 
 
@@ -122,12 +127,14 @@ def _by_pillow(data: bytes) -> Tensor:
 
 
 def _picture(path: Path, orientation: Orientation) -> UInt8[Tensor, "3 h w"]:
-    """All of the image, or ValueError with the path."""
+    """All of the image, or UnreadableError with the path."""
     try:
         with _muted:
             return _decoded(_bytes(path), orientation)
     except quiet.DAMAGE as error:
-        raise ValueError(f"{path} is not a readable image: {_reason(error, path)}") from error
+        if machine.is_want_of_memory(error):
+            raise
+        raise UnreadableError(f"{path} is not a readable image: {_reason(error, path)}") from error
 
 
 def _reason(error: Exception, path: Path) -> str:

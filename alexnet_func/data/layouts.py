@@ -61,10 +61,9 @@ def splits(path: Path) -> Splits:
 def two(train: Path, tests: Sequence[Path]) -> Dataset:
     """A folder of training images and the first of those for testing."""
     classes, training = full(train)
-    surplus = set(folders.subfolders(tests[0])) - set(classes)
-    if surplus:
-        raise ValueError(f"classes of {tests[0]} that {train} lacks: {folders.some(sorted(surplus))}")
     present = set(folders.subfolders(tests[0]))
+    if surplus := present - set(classes):
+        raise ValueError(f"classes of {tests[0]} that {train} lacks: {folders.some(sorted(surplus))}")
     testing = [folders.below(tests[0] / name) if name in present else folders.Found((), Counter()) for name in classes]
     test = files(testing)
     if not test.paths:
@@ -147,12 +146,13 @@ def _held_out(path: Path, share: float | None) -> Dataset:
             f"give --holdout 0.1, else name a folder with {ACCEPTED}"
         )
     classes, listed = full(path)
-    paths, labels = files(listed)
-    mask = holdout.stratified(labels, share)
+    everything = files(listed)
+    mask = holdout.stratified(everything.labels, share)
     if not mask.any():
         raise ValueError(f"no class of {path} has two images, one to train on and one to test on")
-    train, test = (Files(tuple(paths[i] for i in part.nonzero()[:, 0]), labels[part]) for part in (~mask, mask))
-    held = f"held out for testing: {len(test.paths):,} of {len(paths):,} images, {share:g} of each class by a fixed key"
+    train, test = (everything.take(part.nonzero()[:, 0]) for part in (~mask, mask))
+    counts = f"{len(test.paths):,} of {len(everything.paths):,} images"
+    held = f"held out for testing: {counts}, {share:g} of each class by a fixed key"
     notes = (held, *lacking(test, classes), *passed_over([path], listed))
     return Dataset(train, test, classes, notes)
 

@@ -78,7 +78,7 @@ def read(
             elif skip_bad:
                 unreadable.append(result)
             else:
-                raise ValueError(result)
+                raise images.UnreadableError(result)
     finally:
         pool.shutdown(cancel_futures=True)
     return Decoded(Split(pixels[: len(kept)], files.labels[kept]), tuple(unreadable), torch.tensor(kept).long())

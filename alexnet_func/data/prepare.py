@@ -86,17 +86,18 @@ def _write_missing(
 def _list(jobs: list["_Job"], path: Path, side: int, classes: tuple[str, ...]) -> Prepared:
     """Writes the manifest of the shards, those without images left out."""
     splits: dict[str, list[dict[str, Any]]] = {name: [] for name in _SPLITS}
-    reasons: list[str] = []
+    reasons: dict[str, list[str]] = {job.split: [] for job in jobs}
     for job in jobs:
         shard = shards.open_shard(path / job.file)
-        reasons += shard.about.unreadable
+        reasons[job.split] += shard.about.unreadable
         if shard.about.count:
             splits[job.split].append({"file": job.file, "count": shard.about.count, "identity": shard.identity})
-    counts = {name: sum(entry["count"] for entry in listed) for name, listed in splits.items()}
-    if reasons and not all(counts.values()):
-        raise ValueError(f"none of the images of a split is readable: {reasons[0]}")
+    for name, of_split in reasons.items():
+        if not splits[name]:
+            raise ValueError(f"none of the images of a split is readable: {of_split[0]}")
     shards.write_manifest(path, side, classes, splits)
-    return Prepared(counts, tuple(reasons))
+    counts = {name: sum(entry["count"] for entry in listed) for name, listed in splits.items()}
+    return Prepared(counts, tuple(reason for of_split in reasons.values() for reason in of_split))
 
 
 def _check_ours(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pillow's warnings, dropped while images are read: what is wrong with a file is said in words of our own, or not."""
+"""What decoders say of damaged files, as errors and as warnings, of which the latter are dropped: words are our own."""
 
 import struct
 import threading
@@ -7,7 +7,7 @@ import zlib
 
 from PIL import Image
 
-# What decoders have been seen to raise for damaged bytes; want of memory is the machine's fault, not the file's.
+# What decoders raise for damaged bytes; RuntimeError is torch's, which is also its word for want of memory.
 DAMAGE = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError),
     *(TypeError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),

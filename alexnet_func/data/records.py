@@ -53,7 +53,10 @@ class Files(NamedTuple):
         """A SHA-256 of each file's name, size and label, wherever the files lie."""
         digest = hashlib.sha256()
         for path, label in zip(self.paths, self.labels.tolist(), strict=True):
-            size = path.stat().st_size if path.exists() else -1
+            try:
+                size = path.stat().st_size
+            except OSError:  # as at the end of a dangling link: to read it is the error
+                size = -1
             digest.update(os.fsencode(path.name) + f"/{label} {size}\n".encode())
         return digest.hexdigest()
 

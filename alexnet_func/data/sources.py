@@ -17,7 +17,7 @@ from jaxtyping import Int, Int64, UInt8
 from torch import Tensor
 
 from alexnet_func import machine
-from alexnet_func.data import memory, shards, stream
+from alexnet_func.data import images, memory, shards, stream
 from alexnet_func.data.images import Orientation
 from alexnet_func.data.records import Files, Split
 from alexnet_func.data.shards import Shards
@@ -77,8 +77,8 @@ class Reading(NamedTuple):
 def open_split(split: Split | Files | Shards, side: int, reading: Reading, name: str) -> Source:
     """The images of a split at `side` x `side`, in memory on the device if they fit and are not to be streamed.
 
-    Raises ValueError for images of another size in memory or in shards, and for an unreadable file unless those are
-    skipped.
+    Raises ValueError for images of another size in memory or in shards, and UnreadableError for the first unreadable
+    file of those that are decoded into memory, unless such are skipped; of a stream `fetch` raises it.
     """
     if isinstance(split, Shards):
         _check_side(split.side, side, name)
@@ -140,7 +140,7 @@ class Streamed:
         for batch in stream.batches(self.paths, orders, **how, pin_memory=pinned):
             for reason in batch.unreadable:
                 if not self.reading.skip_bad:
-                    raise ValueError(reason + _SKIP)
+                    raise images.UnreadableError(reason + _SKIP)
                 if reason not in self.unreadable:
                     self.reading.tell(f"left out: {reason}")
                     self.unreadable.append(reason)
@@ -207,5 +207,5 @@ def _decoded(files: Files, side: int, reading: Reading, name: str) -> memory.Dec
     try:
         following = functools.partial(reading.track, f"reading {name} images")
         return decode(files, side, orientation=reading.orientation, skip_bad=reading.skip_bad, track=following)
-    except ValueError as error:
-        raise error if reading.skip_bad else ValueError(str(error) + _SKIP) from error
+    except images.UnreadableError as error:
+        raise images.UnreadableError(f"{error}{_SKIP}") from error

@@ -41,8 +41,8 @@ def batches(
     memory, of which containers have little. Signals are this process's to heed: its workers ignore them, and end when
     it does.
 
-    Raises ValueError for a negative number, and for a side or orientation that `images.read` refuses; OSError where a
-    worker was killed.
+    Raises ValueError for a negative number, and for a side or orientation that `images.read` refuses. Where a worker
+    was killed, the loader raises its RuntimeError wherever the main thread is at that moment.
     """
     images.check(side, orientation)
     if workers < 0:
@@ -65,14 +65,11 @@ def batches(
 
 
 def _as_tensors(fetched: Iterator[tuple[list[int], np.ndarray, list[str]]], pin_memory: bool) -> Iterator[Fetched]:
-    try:
-        for indices, pixels, unreadable in fetched:
-            index, batch = torch.tensor(indices, dtype=torch.int64), torch.from_numpy(pixels)
-            if pin_memory:
-                index, batch = index.pin_memory(), batch.pin_memory()
-            yield Fetched(index, batch, unreadable)
-    except RuntimeError as error:
-        raise OSError(f"a process that decodes images has died, for want of memory perhaps: {error}") from error
+    for indices, pixels, unreadable in fetched:
+        index, batch = torch.tensor(indices, dtype=torch.int64), torch.from_numpy(pixels)
+        if pin_memory:
+            index, batch = index.pin_memory(), batch.pin_memory()
+        yield Fetched(index, batch, unreadable)
 
 
 class _Reader(Dataset):

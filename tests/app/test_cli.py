@@ -340,6 +340,28 @@ def test_mistakes_end_with_one_line_and_exit_code_1(options, message, capsys):
     assert error.count("\n") == 1
 
 
+LACKING = {
+    "DefaultCPUAllocator: can't allocate memory: you tried": "out of memory: DefaultCPUAllocator: can't",
+    "DataLoader worker (pid 7) is killed by signal: Killed. ": "a process that decodes images has died, for want of",
+}
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("words", LACKING)
+def test_want_of_memory_is_a_line_and_our_own_mistakes_are_not_hidden(monkeypatch, capsys, words):
+    def fails(*_):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(fit, "fit", fails)
+    assert cli.main(["train"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"alexnet: {LACKING[words]}")
+    assert error.count("\n") == 1
+    monkeypatch.setattr(fit, "fit", lambda *_: (_ for _ in ()).throw(RuntimeError("a mistake of ours")))
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        cli.main(["train"])
+
+
 @pytest.mark.errors
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_where_there_is_none(capsys):

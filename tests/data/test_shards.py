@@ -218,6 +218,15 @@ def test_a_full_disk_is_told_and_what_was_written_stays(folder, prepared, tmp_pa
     assert contents(prepared) == before
 
 
+def test_a_test_split_alone_is_prepared_without_the_images_that_are_bad(folder, tmp_path):
+    shutil.rmtree(folder / "train")
+    (folder / "val" / "a" / "0.png").write_bytes(b"no image")
+    found = prepare.prepare(datasets.load(str(folder)), tmp_path / "s", side=8, skip_bad=True)
+    assert (found.counts, len(found.unreadable)) == ({"train": 0, "test": 5}, 1)
+    loaded = datasets.load(str(tmp_path / "s"))
+    assert (len(loaded.train.labels), loaded.test.labels.tolist()) == (0, [0, 0, 1, 1, 1])
+
+
 @pytest.mark.errors
 def test_bad_images_images_in_memory_and_no_workers_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="only image files are prepared"):

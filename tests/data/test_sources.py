@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from alexnet_func import machine
 from alexnet_func.data import datasets, prepare, preprocess, sources
 
 CPU = torch.device("cpu")
@@ -58,6 +59,34 @@ def test_an_unreadable_image_is_missing_from_its_batch_whichever_way(folder, str
     assert len(told) == len(source.unreadable) == 1
     with pytest.raises(ValueError, match="none of the images of a batch is readable"):
         list(source.fetch([torch.tensor([4])]))
+
+
+@pytest.mark.parametrize(("ranks", "spare", "kind"), [(1, 0, "InMemory"), (1, -1, "Streamed"), (2, 0, "Streamed")])
+def test_what_takes_more_than_a_quarter_of_a_ranks_memory_is_streamed(folder, monkeypatch, ranks, spare, kind):
+    monkeypatch.setattr(machine, "memory", lambda: 4 * 6 * 3 * 8 * 8 + spare)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    files = datasets.load(str(folder)).train
+    assert type(sources.open_split(files, 8, sources.Reading(CPU), "train")).__name__ == kind
+
+
+@pytest.mark.parametrize(
+    ("few", "ranks", "given", "workers"), [(6, 1, None, 0), (5, 1, None, 6), (5, 4, None, 1), (5, 1, 3, 3)]
+)
+def test_a_stream_has_a_worker_a_processor_of_its_rank(folder, monkeypatch, few, ranks, given, workers):
+    monkeypatch.setattr(machine, "processors", lambda: 6)
+    monkeypatch.setattr(sources, "_FEW", few)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    files = datasets.load(str(folder)).train
+    how = sources.Reading(CPU, stream=True, workers=given)
+    assert sources.open_split(files, 8, how, "train").workers == workers
+
+
+@pytest.mark.errors
+def test_only_an_unreadable_image_is_told_how_to_be_left_out(folder):
+    files = datasets.load(str(folder)).train
+    for how, side in ((sources.Reading(CPU, orientation="EXIF"), 8), (sources.Reading(CPU), 4096)):
+        with pytest.raises(ValueError, match=r"(one of exif, stored, got 'EXIF'|1\.\.2048 pixels, got 4096)$"):
+            sources.open_split(files, side, how, "train")
 
 
 @pytest.mark.errors
