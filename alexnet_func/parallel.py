@@ -150,7 +150,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         dist.barrier()  # a rank that leaves early takes the others' connections with it
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise ConnectionError(f"rank {rank()} stops, as another one has: {error}") from error
+            raise ConnectionError(f"rank {rank()} stops, as another one has") from error
         raise
     finally:
         dist.destroy_process_group()

@@ -112,7 +112,7 @@ def _loaded(path: Path) -> Any:
     if start.startswith(b"PK"):
         _check_archive(path)
     elif not start.startswith(_LEGACY):
-        raise ValueError(f"{path} {_NOT_LOADED}: it begins as no file of torch.save or safetensors")
+        raise ValueError(f"{path} {_NOT_LOADED}: neither torch.save nor safetensors wrote it")
     return _unpickled(path)
 
 

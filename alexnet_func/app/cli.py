@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,7 +22,7 @@ from alexnet_func.app import fit, inspection, models, options, recipes, score, s
 from alexnet_func.app.options import Eval, Inspect, Predict, Prepare, Run
 from alexnet_func.app.progress import Show
 from alexnet_func.app.recipes import Recipe
-from alexnet_func.app.text import shown
+from alexnet_func.app.text import said, shown
 from alexnet_func.data import datasets, prepare, sources
 
 Record = TypeVar("Record")
@@ -59,11 +60,12 @@ def script() -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     code = main()
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is where it was closed from the start
+            sys.stdout.flush()
     except OSError as error:  # told once, not again when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if code == 0:
-            print(f"alexnet: standard output cannot be written: {error.strerror}", file=sys.stderr)
+            _say(f"standard output cannot be written: {error.strerror}")
         return code or 1
     return code
 
@@ -80,10 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stopping.at_once():
             _run(_parsed(words), Show(Console(highlight=False, soft_wrap=True)))
     except stopping.StoppedError as stop:
-        print(f"alexnet: {shown(str(stop))}", file=sys.stderr)
+        _say(str(stop))
         return stop.exit_code
     except KeyboardInterrupt:
-        print("alexnet: interrupted", file=sys.stderr)
+        _say("interrupted")
         return 130
     except (ValueError, TypeError, ImportError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         reason = _reason(error)
@@ -91,14 +93,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if debug:
             traceback.print_exc()
-        print(f"alexnet: {shown(reason)}", file=sys.stderr)
+        _say(reason)
         return 1
     return 0
 
 
+def _say(reason: str) -> None:
+    with suppress(OSError):  # nobody may be left to read it
+        print(f"alexnet: {shown(reason)}", file=sys.stderr)
+
+
 def _reason(error: Exception) -> str | None:
     """What to say of an error; None for a RuntimeError that is a mistake of the program's own."""
-    words = str(error).rstrip("\n")
+    words = said(error)
     if machine.is_want_of_memory(error):
         return f"out of memory: {words}"
     if isinstance(error, RuntimeError):
@@ -145,9 +152,9 @@ def _run(chosen: Any, show: Show) -> None:
 def _eval(chosen: Eval, show: Show) -> None:
     device = options.device_of(chosen.device)
     source = _model(chosen.source, device, show)
-    reading = _reading(chosen, device, show)
+    reading = _reading(chosen, source, device, show)
     result = score.evaluate(
-        source, _dataset(chosen, show), chosen.data, ten_crop=chosen.ten_crop, reading=reading, show=show
+        source, _dataset(chosen, source, show), chosen.data, ten_crop=chosen.ten_crop, reading=reading, show=show
     )
     show.line(f"test accuracy {result.top1 * 100:.2f} % ({result.count} images)")
 
@@ -155,19 +162,21 @@ def _eval(chosen: Eval, show: Show) -> None:
 def _predict(chosen: Predict, show: Show) -> None:
     device = options.device_of(chosen.device)
     source = _model(chosen.source, device, show)
-    score.predict(source, chosen.images, device=device, show=show, orientation=chosen.orientation)
+    orientation = chosen.orientation or source.orientation
+    score.predict(source, chosen.images, device=device, show=show, orientation=orientation)
 
 
 def _inspect(chosen: Inspect, show: Show) -> None:
     device = options.device_of(chosen.device)
     out = chosen.out or (chosen.source if Path(chosen.source).is_dir() else ".")
+    source = _model(chosen.source, device, show)
     inspection.inspect(
-        _model(chosen.source, device, show),
-        _dataset(chosen, show),
+        source,
+        _dataset(chosen, source, show),
         chosen.data,
         Path(out),
         limit=chosen.limit,
-        reading=_reading(chosen, device, show),
+        reading=_reading(chosen, source, device, show),
         show=show,
     )
 
@@ -178,17 +187,19 @@ def _model(source: str, device: torch.device, show: Show) -> models.Model:
     return found
 
 
-def _dataset(chosen: Eval | Inspect, show: Show) -> datasets.Dataset:
+def _dataset(chosen: Eval | Inspect, source: models.Model, show: Show) -> datasets.Dataset:
     dataset = datasets.load(chosen.data, root=chosen.root, holdout=chosen.holdout)
+    if None not in (chosen.holdout, source.holdout) and chosen.holdout != source.holdout:
+        show.line(f"the network was trained with --holdout {source.holdout:g}, and may have seen images held out here")
     show.lines(dataset.notes)
     return dataset
 
 
-def _reading(chosen: Eval | Inspect, device: torch.device, show: Show) -> sources.Reading:
+def _reading(chosen: Eval | Inspect, source: models.Model, device: torch.device, show: Show) -> sources.Reading:
     return sources.Reading(
         device,
         skip_bad=chosen.skip_bad_images,
-        orientation=chosen.orientation,
+        orientation=chosen.orientation or source.orientation,
         track=show.track,
         tell=show.line,
     )

@@ -16,7 +16,7 @@ from rich.console import Console
 from alexnet_func import files, parallel, train
 from alexnet_func.app import loop, options, recorder, runs, setup, stopping
 from alexnet_func.app.options import Run
-from alexnet_func.app.progress import Show
+from alexnet_func.app.progress import Show, UnwritableError
 from alexnet_func.app.recipes import Recipe
 
 
@@ -33,8 +33,7 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
         show = Show(console)
         job = setup.prepared(run, recipe, device, show)
         record = recorder.of(run, job.config)
-        start = record.begin(device) or setup.fresh(run, job, device, show)
-        start = _agreed(start, device)
+        start = _agreed(_begun(run, job, record, device, show), device)
         counts = f"{len(job.images.labels)} training and {len(job.test.labels)} test images"
         show.line(f"{job.network.name} on {run.data}: {counts}, on {device}")
         if loop.finished(job, start):
@@ -42,17 +41,40 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
         with stopping.after_a_step() as asked:
             try:
                 state, result = loop.train(job, start, record, show, asked)
-            except (loop.AskedToStopError, RuntimeError) as error:
+                record.finish(job, state.params)
+            except (loop.AskedToStopError, UnwritableError, RuntimeError) as error:
                 number = asked()
                 if number is None:
                     raise
-                # A RuntimeError is what a compiler says that a signal to the whole process group has ended.
+                # A terminal that is closed sends a signal, and an epoch is saved before it is told. A RuntimeError is
+                # what a compiler says that a signal to the whole process group has ended.
                 raise stopping.StoppedError(number, _how_to_go_on(run.out)) from error
-        record.finish(job, state.params)
+            if (number := asked()) is not None:
+                raise stopping.StoppedError(number, "the run had ended" + (" and is saved" if run.out else ""))
         bad = len(job.images.unreadable) + len(job.test.unreadable)
         if bad:
             show.line(f"{bad} unreadable image{'s' if bad > 1 else ''} left out")
         return result or loop.evaluate(job, state)
+
+
+def _begun(run: Run, job: setup.Job, record: recorder.Recorder, device: torch.device, show: Show) -> runs.Progress:
+    """Where the run starts. A fresh one is saved at once: whatever ends it after that, it can be resumed."""
+    progress = record.begin(device)
+    if progress is not None:
+        _check_place(run, progress, job.steps)
+        return progress
+    progress = setup.fresh(run, job, device, show)
+    record.save(progress)
+    return progress
+
+
+def _check_place(run: Run, progress: runs.Progress, steps: int) -> None:
+    step, epochs = int(progress.state.step), progress.epochs
+    if not epochs * steps <= step <= (epochs + 1) * steps:
+        raise ValueError(
+            f"{Path(run.out or '') / runs.CHECKPOINT} is no checkpoint of this run: after {epochs} epochs of {steps} "
+            f"steps it tells of step {step}"
+        )
 
 
 @contextmanager
@@ -62,6 +84,8 @@ def _in_use(run: Run) -> Iterator[None]:
         yield
         return
     out = Path(run.out)
+    if (out.is_symlink() or out.exists()) and not out.is_dir():
+        raise ValueError(f"--out {out} is no directory")
     if not run.resume:
         runs.check_free(out)
     out.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from alexnet_func.data.sources import Reading, Source
 _BATCH = 64  # images whose captures are in memory at once
 _SHOWN = 32
 _FOR_NOISE_SCALE = 512
+_COLUMNS = ("index", "file", "label", "predicted", "loss", "gradient_norm")
 
 
 class Findings(NamedTuple):
@@ -42,11 +43,15 @@ def inspect(
     """Writes `inspect.csv`, every training image by falling gradient norm, and `inspect.png` into `out`.
 
     Gradients are of each image's own loss, in evaluation and of the middle of the image. Raises ValueError where the
-    data set has other classes than the network, FloatingPointError where its outputs are not finite.
+    data set has no training images or other classes than the network, and where another `inspect.csv` would be
+    overwritten; FloatingPointError where its outputs are not finite.
     """
     from alexnet_func.app import plots  # matplotlib takes a second to load
 
+    if not len(dataset.train.labels):
+        raise ValueError(f"{data} has a test split alone: there are no training images to inspect")
     dataset = score.with_labels_of(source, dataset, data)
+    _check_ours(out / "inspect.csv")
     split = preprocess.limited(dataset.train, limit)
     images = sources.open_split(split, preprocess.stored_side(source.arch), reading, "train")
     moments = Moments(source.mean, source.std)
@@ -113,6 +118,11 @@ def _pixels(images: Source, index: Tensor) -> Tensor:
     return torch.cat([pixels.cpu() for _, pixels in images.fetch(index.split(_BATCH))])
 
 
+def _check_ours(path: Path) -> None:
+    if path.exists() and not path.read_bytes().startswith(",".join(_COLUMNS).encode()):
+        raise ValueError(f"{path} is not of alexnet inspect: choose another --out")
+
+
 def _write_csv(path: Path, found: Findings, order: Tensor, names: tuple[str, ...], classes: tuple[str, ...]) -> None:
     """Names are UTF-8, and where a file's name is not, its own bytes.
 
@@ -121,7 +131,7 @@ def _write_csv(path: Path, found: Findings, order: Tensor, names: tuple[str, ...
     columns = [tensor[order].tolist() for tensor in found[:5]]
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
-        writer.writerow(["index", "file", "label", "predicted", "loss", "gradient_norm"])
+        writer.writerow(_COLUMNS)
         for index, label, predicted, loss, norm in zip(*columns, strict=True):
             writer.writerow(
                 [index, names[index] if names else "", classes[label], classes[predicted], f"{loss:.6g}", f"{norm:.6g}"]

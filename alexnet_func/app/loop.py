@@ -38,7 +38,7 @@ def train(
         while not finished(job, now):
             began, steps = time.perf_counter(), job.steps * (now.epochs + 1) - int(now.state.step)
             now = run_epoch(job, now, fetched, record, advance, asked)
-            rate = steps * job.recipe.batch_size / (time.perf_counter() - began)
+            rate = steps * job.recipe.batch_size / (time.perf_counter() - began) if steps else None
             result = evaluate(job, now.state, asked)
             if asked():
                 record.save(now)
@@ -66,6 +66,7 @@ def run_epoch(
     saved_at = time.monotonic()
     for _ in range(int(state.step), (start.epochs + 1) * job.steps):
         index, pixels = next(fetched)
+        sources.check_any(len(index), job.images, "a batch")
         state, metrics = job.step(state, (job.prepare(augment_key, index, pixels), job.images.labels[index]))
         total += metrics["loss"]
         advance()
@@ -106,14 +107,13 @@ def _check_finite(loss: float, job: Job, now: Progress) -> None:
         )
 
 
-def _told(now: Progress, epochs: int, loss: float, result: Metrics, rate: float) -> str:
-    return (
-        f"epoch {now.epochs:2d}/{epochs}  train loss {loss:.4f}  test loss {result.loss:.4f}  "
-        f"test accuracy {result.top1:7.2%}  {rate:,.0f} images/s"
-    )
+def _told(now: Progress, epochs: int, loss: float, result: Metrics, rate: float | None) -> str:
+    line = f"epoch {now.epochs:2d}/{epochs}  train loss {loss:.4f}  test loss {result.loss:.4f}  "
+    # An epoch whose steps were done before the run was stopped and resumed has no rate.
+    return f"{line}test accuracy {result.top1:7.2%}" + (f"  {rate:,.0f} images/s" if rate is not None else "")
 
 
-def _row(now: Progress, loss: float, result: Metrics, rate: float) -> dict[str, Any]:
+def _row(now: Progress, loss: float, result: Metrics, rate: float | None) -> dict[str, Any]:
     return {
         "epoch": now.epochs,
         "step": int(now.state.step),

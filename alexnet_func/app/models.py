@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 
 from alexnet_func import checkpoint, interop, tensorfile, weights
 from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.checks import check_named_tensors
+from alexnet_func.data.images import Orientation
 from alexnet_func.model import Params, param_shapes
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -24,6 +25,8 @@ class Model(NamedTuple):
     std: tuple[float, ...]
     classes: tuple[str, ...] | None
     note: str = ""  # what was read, where that is not plain
+    orientation: Orientation = "exif"  # how it was trained, as is `holdout`
+    holdout: float | None = None
 
 
 def load_model(source: str, device: torch.device) -> Model:
@@ -82,12 +85,23 @@ def described(path: Path, params: Params, config: Mapping[str, Any]) -> Model:
         path, config, "classes", lambda v: _is_list(v, count, lambda name: isinstance(name, str)), f"{count} names"
     )
     check_named_tensors(param_shapes(network), params, f"{path} as {network.name}")
-    return Model(network, params, tuple(mean), tuple(std), tuple(classes))
+    orientation = _field(
+        path, {"orientation": "exif", **config}, "orientation", get_args(Orientation).__contains__, "exif or stored"
+    )
+    holdout = _field(
+        path, {"holdout": None, **config}, "holdout", lambda v: v is None or _is_number(v), "a number or null"
+    )
+    return Model(network, params, tuple(mean), tuple(std), tuple(classes), orientation=orientation, holdout=holdout)
 
 
 def number(path: Path, config: Mapping[str, Any], name: str) -> float:
     """A finite number of a checkpoint's configuration. Raises ValueError, naming it, for anything else."""
     return float(_field(path, config, name, _is_number, "a number"))
+
+
+def count(path: Path, config: Mapping[str, Any], name: str) -> int:
+    """A whole number, not negative, of a checkpoint's configuration. Raises ValueError as `number` does."""
+    return int(_field(path, config, name, lambda v: _is_number(v) and v >= 0 and v == int(v), "a whole number"))
 
 
 def _field(path: Path, config: Mapping[str, Any], name: str, fits: Callable[[Any], bool], accepted: str) -> Any:

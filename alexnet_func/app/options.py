@@ -3,7 +3,7 @@
 On the command line `alexnet train` shows the fields of `Run` and of `recipes.Recipe` side by side.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 import torch
@@ -39,10 +39,29 @@ def either(yes: bool, no: bool) -> bool | None:
 class Common:
     """What every command may be told."""
 
-    orientation: Orientation = "exif"
-    """exif: photographs are turned as viewers show them; stored: as their pixels lie, as torchvision reads them."""
     debug: Flag = False
     """Show the traceback of an error."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) == "":
+                raise ValueError(f"{field.name} is empty: name a file or a directory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Common):
+    """What commands that write down how images are read may be told."""
+
+    orientation: Orientation = "exif"
+    """exif: photographs are turned as viewers show them; stored: as their pixels lie, as torchvision reads them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsTrained(Common):
+    """What commands that use a trained network may be told."""
+
+    orientation: Orientation | None = None
+    """As for train; None: as the network was trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +88,7 @@ class Data(Images):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Data):
+class Run(Data, Reading):
     """Data, device and record of a run."""
 
     limit: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -101,6 +120,7 @@ class Run(Data):
     """Processes that decode a stream; None: one a processor, and none for up to 1,000 images."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         random.key(self.seed)  # raises for what is no seed
         check_range("limit", self.limit, 1)
         check_range("patience", self.patience, 1)
@@ -118,7 +138,7 @@ def compiles(run: Run, device: torch.device) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(Data):
+class Eval(Data, AsTrained):
     """Evaluate a network on the test split: top-1, top-5, loss, accuracy by class, confusion matrix."""
 
     source: Model
@@ -128,7 +148,7 @@ class Eval(Data):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(Common):
+class Predict(AsTrained):
     """Print the five likeliest classes of each image."""
 
     source: Model
@@ -139,12 +159,13 @@ class Predict(Common):
     """Where to compute; auto takes CUDA if there is any."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.images:
             raise ValueError("predict of what? Name image files or folders: alexnet predict RUN IMAGE ...")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspect(Data):
+class Inspect(Data, AsTrained):
     """Show the training images with the largest gradients, where wrong labels and oddities surface."""
 
     source: Model
@@ -155,11 +176,12 @@ class Inspect(Data):
     """The first N training images of a fixed shuffle; None: all."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("limit", self.limit, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare(Images):
+class Prepare(Images, Reading):
     """Decode image files once into shards that training reads without decoding; killed, it goes on where it was."""
 
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="imagenet|DIR")]]
@@ -172,5 +194,6 @@ class Prepare(Images):
     """Threads that decode; None: one a processor."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("side", self.side, 1, images.MAX_SIDE)
         check_range("workers", self.workers, 1, 1024)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -24,6 +24,10 @@ from alexnet_func.app.text import shown
 _ANY_WIDTH = 2**20  # columns
 
 
+class UnwritableError(OSError):
+    """Nobody can be told: standard output is full, or gone."""
+
+
 class Show(NamedTuple):
     """A run's face to the user."""
 
@@ -32,7 +36,7 @@ class Show(NamedTuple):
     def line(self, text: str) -> None:
         """Prints a line as it is: what looks like markup in a name is part of the name.
 
-        Raises OSError, here and below, where it cannot be written.
+        Raises UnwritableError, here and below, where it cannot be written.
         """
         self._print(_literal(text), soft_wrap=True)
 
@@ -61,7 +65,7 @@ class Show(NamedTuple):
             self.console.print(what, **how)
         except (OSError, SystemExit) as error:  # rich ends the program where a pipe is broken
             reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else "nobody reads it any more"
-            raise OSError(f"standard output cannot be written: {reason}") from error
+            raise UnwritableError(f"standard output cannot be written: {reason}") from error
 
     def track(self, what: str, items: Iterable, total: int) -> Iterable:
         """`items`, with a progress bar where the console is a terminal."""
@@ -77,9 +81,13 @@ class Show(NamedTuple):
         by_hand = self.console.is_jupyter
         hidden = not (self.console.is_terminal or self.console.is_jupyter)
         bar = Progress(*columns, console=self.console, disable=hidden, transient=True, auto_refresh=not by_hand)
-        with bar:
-            task = bar.add_task("training", total=total, completed=done, batch_size=batch_size)
+        task = bar.add_task("training", total=total, completed=done, batch_size=batch_size)
+        try:
+            bar.start()
             yield lambda: bar.update(task, advance=1, refresh=by_hand)
+        finally:
+            with suppress(OSError, SystemExit):  # of a terminal that is gone, which must not hide how the run ended
+                bar.stop()
 
 
 def _literal(text: str, style: str = "") -> Text:

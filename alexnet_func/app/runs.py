@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
-from alexnet_func import checkpoint, files
-from alexnet_func.app import models
+from alexnet_func import checkpoint, files, tensorfile
+from alexnet_func.app import models, text
+from alexnet_func.arch import Arch
+from alexnet_func.data import sources
 from alexnet_func.train import TrainState
 
 CHECKPOINT = models.CHECKPOINT
@@ -18,7 +20,8 @@ BEST = "best.safetensors"
 METRICS = "metrics.jsonl"
 CONFIG = "config.json"
 PICTURES = ("curves.png", "filters.png", "confusion.png")
-MAY_CHANGE = {"data", "epochs", "device", "compile"}  # of a configuration, when a run is resumed
+ROW = ("epoch", "step", "train_loss", "test_loss", "test_accuracy", "test_top5")  # numbers of an epoch's metrics
+MAY_CHANGE = {"data", "init", "epochs", "device", "compile"}  # of a configuration, when a run is resumed
 
 
 class Best(NamedTuple):
@@ -56,6 +59,8 @@ def open_run(out: Path, config: Mapping[str, Any], device: torch.device) -> Prog
     out.mkdir(parents=True, exist_ok=True)
     files.sweep(out)
     path = out / CHECKPOINT
+    if (out / CONFIG).exists() and not _is_ours((out / CONFIG).read_bytes()):
+        raise ValueError(f"{out} holds a {CONFIG} that alexnet train did not write: choose another --out")
     if not path.exists():
         _check_begun(out)
         files.write_text(out / CONFIG, json.dumps(config, indent=2))
@@ -67,10 +72,11 @@ def open_run(out: Path, config: Mapping[str, Any], device: torch.device) -> Prog
     model = models.described(path, state.params, before)
     if dtypes := {str(t.dtype) for t in pytree.tree_leaves((model.params, state.opt_state))} - {"torch.float32"}:
         raise ValueError(f"{path} is no checkpoint of alexnet train: it holds {', '.join(sorted(dtypes))}")
-    loss_sum, epochs = (models.number(path, saved, name) for name in ("loss_sum", "epochs"))
-    best = Best(models.number(path, saved, "best_accuracy"), int(models.number(path, saved, "best_epoch")))
+    loss_sum = models.number(path, saved, "loss_sum")
+    epochs, best_epoch = (models.count(path, saved, name) for name in ("epochs", "best_epoch"))
+    best = Best(models.number(path, saved, "best_accuracy"), best_epoch)
     files.write_text(out / CONFIG, json.dumps(config, indent=2))
-    return Progress(state, loss_sum, int(epochs), best)
+    return Progress(state, loss_sum, epochs, best)
 
 
 def save(out: Path, name: str, progress: Progress, config: Mapping[str, Any]) -> None:
@@ -84,17 +90,21 @@ def save(out: Path, name: str, progress: Progress, config: Mapping[str, Any]) ->
 
 
 def keep_metrics(out: Path, epochs: int) -> None:
-    """Drops the rows of epochs after the first `epochs`, and a last line that was cut off: they will be run again."""
+    """Drops the rows of epochs after the first `epochs`, which will be run again, and lines that are no such rows."""
     path = out / METRICS
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and row.get("epoch", epochs + 1) <= epochs:
-            rows.append(line)
-    files.write_text(path, "".join(f"{row}\n" for row in rows))
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    files.write_text(path, "".join(f"{line}\n" for line in lines if 0 < _epoch_of(line) <= epochs))
+
+
+def _epoch_of(line: str) -> int:
+    """The epoch that a line of the metrics tells of; 0 for a line that was cut off, or is anything else."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return 0
+    numbers = [row.get(name) for name in ROW] if isinstance(row, dict) else [None]
+    is_row = all(isinstance(n, int | float) for n in numbers) and isinstance(row["epoch"], int)
+    return row["epoch"] if is_row else 0
 
 
 def append_metrics(out: Path, row: Mapping[str, Any]) -> None:
@@ -107,13 +117,16 @@ def append_metrics(out: Path, row: Mapping[str, Any]) -> None:
 
 def _check_begun(out: Path) -> None:
     """Raises ValueError unless a directory without a checkpoint holds nothing but what a run begins with."""
+    if (out / CONFIG).exists() and not _is_ours((out / CONFIG).read_bytes()):
+        raise ValueError(f"{out} holds a {CONFIG} that alexnet train did not write: choose another --out")
+    for name in (sources.CACHE.format(split) for split in ("train", "test")):
+        if (out / name).exists() and not tensorfile.is_one(out / name):
+            raise ValueError(f"{out} holds {name}, which alexnet train did not write: choose another --out")
     for name in (BEST, *PICTURES):
         if (out / name).exists():
             raise ValueError(f"{out} holds {name} and no {CHECKPOINT}: choose another --out, or move it away")
     if (out / METRICS).exists() and (out / METRICS).stat().st_size:
         raise ValueError(f"{out} holds {METRICS} of a run whose {CHECKPOINT} is gone: choose another --out")
-    if (out / CONFIG).exists() and not _is_ours((out / CONFIG).read_bytes()):
-        raise ValueError(f"{out} holds a {CONFIG} that alexnet train did not write: choose another --out")
 
 
 def _is_ours(config: bytes) -> bool:
@@ -125,10 +138,19 @@ def _is_ours(config: bytes) -> bool:
 
 
 def _check_same(out: Path, before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    differing = [
-        f"{name} {before.get(name)!r} -> {config.get(name)!r}"
-        for name in sorted(before.keys() | config.keys())
-        if name not in MAY_CHANGE and before.get(name) != config.get(name)
-    ]
-    if differing:
-        raise ValueError(f"{out} was trained otherwise: {', '.join(differing)}")
+    names = {name for name in before.keys() | config.keys() if before.get(name) != config.get(name)} - MAY_CHANGE
+    told = []
+    if "contents" in names:  # from which the statistics follow
+        names -= {"contents", "mean", "std"}
+        pairs = zip(("training", "test"), before.get("contents") or "--", config["contents"], strict=False)
+        told += [f"other {split} images" for split, one, other in pairs if one != other]
+    told += [f"{name} {_brief(before.get(name))} -> {_brief(config.get(name))}" for name in sorted(names)]
+    if told:
+        raise ValueError(f"{out} was trained otherwise: {', '.join(told)}")
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, str) and value.startswith("{"):
+        network = Arch.from_json(value)
+        return f"{network.name} of {network.num_classes} classes"
+    return text.shortened(repr(value), 60)

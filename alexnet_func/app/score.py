@@ -1,5 +1,6 @@
 """Evaluation and prediction with a trained network, as `alexnet eval` and `alexnet predict` print them."""
 
+import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from torch import Tensor
 from alexnet_func import losses, model, train
 from alexnet_func.app.models import Model
 from alexnet_func.app.progress import Show
+from alexnet_func.app.text import said
 from alexnet_func.data import augment, folders, images, preprocess, sources
 from alexnet_func.data.records import Dataset
 from alexnet_func.data.sources import Reading, Source
@@ -35,6 +37,7 @@ def evaluate(
         views = logits.log_softmax(-1).unflatten(0, crops.shape[:2])
         log_p.append(views.logsumexp(1) - math.log(crops.shape[1]))
         labels.append(y)
+    sources.check_any(len(labels), test, "the test split")
     # The mean probabilities' logarithms are logits with the same softmax.
     result = train.evaluate(lambda _, x: x, {}, [(torch.cat(log_p), torch.cat(labels))])
     confusion = losses.confusion_matrix(torch.cat(log_p).argmax(-1), torch.cat(labels), source.arch.num_classes)
@@ -81,16 +84,17 @@ def predict(
 ) -> None:
     """Prints the five likeliest classes of each image with their probabilities, and why another could not be read.
 
-    A folder stands for the images below it. Raises ValueError at the end if any could not be read,
-    FloatingPointError where the network's outputs are not finite.
+    A folder stands for the images below it, and what is passed over there is told. Raises ValueError at the end if any
+    could not be read, FloatingPointError where the network's outputs are not finite.
     """
-    files = [file for given in paths for file in _image_files(given)]
-    reasons = []
-    for file in files:
+    reasons: list[str] = []
+    count = 0
+    for file in itertools.chain.from_iterable(_image_files(given, show) for given in paths):
+        count += 1
         try:
             image = _read(file, preprocess.stored_side(source.arch), orientation)
         except (OSError, ValueError) as error:
-            reasons.append(str(error))
+            reasons.append(said(error))
             show.line(reasons[-1])
         else:
             likeliest = _likeliest(source, image.to(device))
@@ -98,7 +102,7 @@ def predict(
             for p, name in likeliest:
                 show.line(f"  {p:7.2%}  {name}")
     if reasons:
-        raise ValueError(f"{len(reasons)} of {len(files)} images could not be read; the first: {reasons[0]}")
+        raise ValueError(f"{len(reasons)} of {count} images could not be read; the first: {reasons[0]}")
 
 
 def _likeliest(source: Model, image: UInt8[Tensor, "3 side side"]) -> list[tuple[float, str]]:
@@ -111,14 +115,24 @@ def _likeliest(source: Model, image: UInt8[Tensor, "3 side side"]) -> list[tuple
     return [(p, names[index]) for p, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
 
-def _image_files(given: str) -> Iterable[Path]:
-    """The images below a folder; of a file or where there are none what was given."""
-    return (folders.below(Path(given)).paths if os.path.isdir(given) else ()) or (Path(given),)
+def _image_files(given: str, show: Show) -> Iterable[Path]:
+    """The images below a folder, of which what is no image is told; of anything else, what was given."""
+    try:
+        found = folders.below(Path(given)) if os.path.isdir(given) else None
+    except OSError:  # to read it is the error
+        found = None
+    if found is None or not found.paths:
+        return (Path(given),)
+    if found.passed_over:
+        show.line(f"passed over {folders.describe(found.passed_over)}")
+    return found.paths
 
 
 def _read(path: Path, side: int, orientation: images.Orientation) -> UInt8[Tensor, "3 side side"]:
     if os.path.isdir(path):
-        raise FileNotFoundError(f"there are no images in the folder {path}")
+        others = folders.below(path).passed_over
+        held = f": it holds {folders.describe(others)}" if others else ""
+        raise FileNotFoundError(f"there are no images in the folder {path}{held}")
     if not os.path.exists(path):  # nor can there be, of a name that no file has
         raise FileNotFoundError(f"there is no image {path}")
     return images.read(path, side, orientation=orientation)
@@ -127,6 +141,8 @@ def _read(path: Path, side: int, orientation: images.Orientation) -> UInt8[Tenso
 def _views(test: Source, source: Model, ten_crop: bool) -> Iterator[tuple[Tensor, Tensor]]:
     size = source.arch.image_size
     for index, pixels in test.fetch(torch.arange(len(test.labels)).split(64)):
+        if not len(index):
+            continue
         if not ten_crop:
             crops = augment.center_crop(pixels, size)[:, None]
         elif pixels.shape[-1] > size:

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
 from alexnet_func import parallel
@@ -57,7 +57,10 @@ def after_a_step() -> Iterator[Callable[[], int | None]]:
         if parallel.rank() == 0:
             # Not by print, which the signal may have interrupted.
             name = signal.Signals(number).name
-            os.write(2, f"alexnet: {name}: this step is finished and saved first; once more ends at once\n".encode())
+            with suppress(OSError):  # the terminal may be gone, which is what SIGHUP says
+                os.write(
+                    2, f"alexnet: {name}: this step is finished and saved first; once more ends at once\n".encode()
+                )
 
     with _handled(note):
         yield lambda: asked[0] if asked and parallel.rank() == 0 else None

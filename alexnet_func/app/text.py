@@ -1,5 +1,6 @@
 """A user's words, as names of files and classes are, on a screen or in a picture: to be read, never to be obeyed."""
 
+import os
 from collections.abc import Callable
 
 
@@ -12,6 +13,13 @@ def shown(text: str, printable: Callable[[str], bool] = str.isprintable) -> str:
     that spells out `\n` looks like one with a new line in it.
     """
     return "".join(c if printable(c) else _escaped(c) for c in text)
+
+
+def said(error: Exception) -> str:
+    """An error's words; of the system's those about its file, without a number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error).rstrip("\n")
 
 
 def shortened(text: str, longest: int) -> str:

@@ -93,7 +93,12 @@ def batches(images: Source, arch: Arch, moments: Moments, part: int = 0, parts: 
 def indexed_batches(
     images: Source, orders: Iterable[Tensor], arch: Arch, moments: Moments
 ) -> Iterator[tuple[Int64[Tensor, "n"], Batch]]:
-    """For each of `orders` the indices that could be read, and the middle of those images with their labels."""
+    """For each of `orders` the indices that could be read, and the middle of those images with their labels.
+
+    Where none could be, there is no such batch.
+    """
     for index, pixels in images.fetch(orders):
+        if not len(index):
+            continue
         crops = augment.center_crop(pixels, arch.image_size)
         yield index, (augment.normalize(augment.to_float(crops), *moments), images.labels[index])

@@ -2,7 +2,7 @@
 
 images = sources.open_split(dataset.train, 32, sources.Reading(device), "train")
 for index, pixels in images.fetch(orders):
-x, y = pixels, images.labels[index]
+    labels = images.labels[index]
 """
 
 import functools
@@ -24,6 +24,7 @@ from alexnet_func.data.shards import Shards
 
 Fetched = Iterator[tuple[Int[Tensor, "b"], UInt8[Tensor, "b 3 side side"]]]
 
+CACHE = "images-{}.safetensors"  # what a cache directory holds of a split
 _SKIP = "; --skip-bad-images leaves such files out"
 _FEW = 1000  # files are read sooner than processes that read them have started
 
@@ -48,7 +49,7 @@ class Source(Protocol):
         """For each tensor of indices those [b] whose images could be read, and these [b, 3, side, side].
 
         They are read ahead where that takes time. Raises ValueError for an unreadable image, unless such are to be
-        skipped.
+        skipped: then b may be less than was asked for, and 0.
         """
 
 
@@ -112,12 +113,11 @@ class InMemory:
         return self.images.shape[-1]
 
     def fetch(self, orders: Iterable[Int[Tensor, "_"]]) -> Fetched:
-        """As `Source.fetch`. Raises ValueError where no image of a batch is readable."""
+        """As `Source.fetch`."""
         for order in orders:
             index = order.to(self.images.device)
             if self.unreadable:
                 index = index[self.rows[index] >= 0]
-                _check_any(len(index), self.unreadable)
             yield index, self.images[self.rows[index]]
 
 
@@ -133,7 +133,7 @@ class Streamed:
     unreadable: list[str] = field(default_factory=list)
 
     def fetch(self, orders: Iterable[Int[Tensor, "_"]]) -> Fetched:
-        """As `Source.fetch`. Raises ValueError where no image of a batch is readable."""
+        """As `Source.fetch`."""
         device = self.labels.device
         pinned = device.type == "cuda"
         how: Any = {"side": self.side, "orientation": self.reading.orientation, "workers": self.workers}
@@ -144,7 +144,6 @@ class Streamed:
                 if reason not in self.unreadable:
                     self.reading.tell(f"left out: {reason}")
                     self.unreadable.append(reason)
-            _check_any(len(batch.indices), batch.unreadable)
             yield batch.indices.to(device, non_blocking=True), batch.images.to(device, non_blocking=True)
 
 
@@ -168,9 +167,10 @@ class Mapped:
             yield index.to(device, non_blocking=True), pixels.to(device, non_blocking=True)
 
 
-def _check_any(count: int, reasons: list[str]) -> None:
-    if count == 0:
-        raise ValueError(f"none of the images of a batch is readable: {reasons[0]}")
+def check_any(count: int, images: Source, what: str) -> None:
+    """Raises ValueError where not one image of a batch, or of whatever it is, was readable."""
+    if count == 0 and images.unreadable:
+        raise ValueError(f"none of the images of {what} is readable: {images.unreadable[-1]}")
 
 
 def _check_side(found: int, side: int, name: str) -> None:
@@ -202,7 +202,7 @@ def _decoded(files: Files, side: int, reading: Reading, name: str) -> memory.Dec
     decode = memory.decode
     if reading.cache is not None:
         reading.cache.mkdir(parents=True, exist_ok=True)
-        kept = reading.cache / f"images-{name}.safetensors"
+        kept = reading.cache / CACHE.format(name)
         decode = functools.partial(memory.cached, kept, tell=reading.tell)
     try:
         following = functools.partial(reading.track, f"reading {name} images")

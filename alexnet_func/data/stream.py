@@ -1,10 +1,11 @@
 """Image files that do not fit in memory, decoded ahead of their use by the workers of a DataLoader."""
 
 import signal
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,19 +49,20 @@ def batches(
     if workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}")
     asked = ([(i, paths[i]) for i in order.tolist()] for order in orders)
-    loader: DataLoader = DataLoader(
-        _Reader(side, orientation),
-        sampler=asked,  # paths travel with the indices: a worker need not hold a million of them
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=tuple,  # as it is: tensors would go through shared memory
-        worker_init_fn=_ignore_signals,
+    how: dict[str, Any] = {
+        "sampler": asked,  # paths travel with the indices: a worker need not hold a million of them
+        "batch_size": None,
+        "num_workers": workers,
+        "collate_fn": tuple,  # as it is: tensors would go through shared memory
+        "worker_init_fn": _ignore_signals,
         # A fork of a process with threads may deadlock, and warns from Python 3.12 on.
-        multiprocessing_context="spawn" if workers else None,
-        generator=torch.Generator(),  # else the loader draws from the global one
-    )
-    with _signals_held():  # until its workers ignore them, who start with what is held here
-        fetched = iter(loader)
+        "multiprocessing_context": "spawn" if workers else None,
+        "generator": torch.Generator(),  # else the loader draws from the global one
+    }
+    # Signals wait until its workers ignore them, who start with what is held here. It warns of more workers than
+    # processors, which were asked for.
+    with _signals_held(), warnings.catch_warnings(action="ignore", category=UserWarning):
+        fetched = iter(DataLoader(_Reader(side, orientation), **how))
     return _as_tensors(fetched, pin_memory)
 
 

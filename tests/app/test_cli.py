@@ -60,6 +60,7 @@ def test_an_images_augmentation_depends_on_key_and_index_alone(augmentation):
     assert not torch.equal(prepare(random.key(4), index[2:], images[17:18])[0], batch[2])
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_a_run_directory_holds_its_configuration_metrics_and_checkpoint(tmp_path, capsys):
     assert cli.main([*SHORT, "--out", str(tmp_path / "run")]) == 0
     pictures = ["confusion.png", "curves.png", "filters.png"]
@@ -77,6 +78,7 @@ def test_a_run_directory_holds_its_configuration_metrics_and_checkpoint(tmp_path
     assert capsys.readouterr().out.splitlines()[-1] == final
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys):
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
     assert cli.main([*SHORT, "--out", whole]) == 0
@@ -183,6 +185,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
 
 
 @pytest.mark.errors
+@pytest.mark.usefixtures("few_digits")
 def test_runs_that_would_clobber_or_mix_are_refused(tmp_path, capsys):
     out = ["--out", str(tmp_path / "run")]
     assert cli.main([*SHORT, *out, "--resume"]) == 0  # without a checkpoint: afresh
@@ -201,6 +204,7 @@ def test_runs_that_would_clobber_or_mix_are_refused(tmp_path, capsys):
     assert "checkpoint.safetensors is truncated, altered or no checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_init_from_a_run_keeps_its_parameters_and_draws_a_last_layer_of_another_size(tmp_path, capsys, folder):
     assert cli.main([*SHORT, "--out", str(tmp_path / "run")]) == 0
     start = ["--init", str(tmp_path / "run"), "--lr", "0", "--epochs", "1"]

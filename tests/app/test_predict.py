@@ -11,7 +11,7 @@ from rich.console import Console
 import alexnet_func as af
 from alexnet_func.app import cli, inspection, models, score
 from alexnet_func.app.progress import Show
-from alexnet_func.data import datasets, sources
+from alexnet_func.data import datasets, folders, sources
 from tests.app.names import image
 from tests.conftest import TINY
 
@@ -47,7 +47,37 @@ def test_a_folder_stands_for_the_images_below_it_in_order(tmp_path, predicted):
     last = image(tmp_path / ".last.png", 9)  # hidden, but named
     code, lines, errors = predicted(tmp_path / "photos", last)
     expected = [*expected[:2], expected[3], expected[2], last]
-    assert (code, lines, errors) == (0, [str(path) for path in expected], [])
+    assert (code, errors) == (0, [])
+    assert lines == ["passed over 1 file that is no image: 1 .txt", *(str(path) for path in expected)]
+
+
+@pytest.mark.errors
+def test_what_a_folder_holds_besides_and_one_that_is_closed_are_told(tmp_path, predicted, monkeypatch):
+    first, inside = image(tmp_path / "first.png", 9), image(tmp_path / "mixed" / "1.png", 9)
+    (tmp_path / "mixed" / "2.heic").write_bytes(b"-")
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "3.heic").write_bytes(b"-")
+    hint = "1 file that is no image: 1 .heic (convert HEIC to JPEG to have it read)"
+    below = folders.below
+
+    def closed(path):
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path / "locked"))
+        return below(path)
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(folders, "below", closed)
+    code, lines, _ = predicted(first, *(tmp_path / name for name in ("mixed", "phone", "closed")))
+    assert (code, lines) == (
+        1,
+        [
+            str(first),
+            f"passed over {hint}",
+            str(inside),
+            f"there are no images in the folder {tmp_path}/phone: it holds {hint}",
+            f"{tmp_path}/closed/locked: Permission denied",
+        ],
+    )
 
 
 @pytest.mark.errors

@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from alexnet_func import checkpoint, files
-from alexnet_func.app import cli, loop
+from alexnet_func.app import cli, loop, runs, setup
 
+pytestmark = pytest.mark.usefixtures("few_digits")
 SHORT = ["train", "--limit", "64", "--device", "cpu"]
 
 
 def own(folder, *options):
-    return ["train", "--data", str(folder), "--arch", "alexnet_cifar", "--batch-size", "4", "--device", "cpu", *options]
+    network = ["--arch", "alexnet_cifar", "--batch-size", "16"]
+    return ["train", "--data", str(folder), *network, "--device", "cpu", *options]
 
 
 @pytest.mark.errors
@@ -50,7 +52,9 @@ def test_parameters_that_are_not_finite_are_not_saved_though_the_loss_is(tmp_pat
     monkeypatch.setattr(loop, "evaluate", after)
     assert cli.main([*SHORT, "--out", str(tmp_path / "run"), "--epochs", "1"]) == 1
     assert "step 2 left parameters that are not finite" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    kept = checkpoint.load(tmp_path / "run" / "checkpoint.safetensors")[0]
+    assert kept.step == 0
+    assert all(p.isfinite().all() for p in kept.params.values())
 
 
 def test_data_are_known_by_what_they_hold_not_by_their_path(tmp_path, photographs, monkeypatch, capsys):
@@ -62,13 +66,36 @@ def test_data_are_known_by_what_they_hold_not_by_their_path(tmp_path, photograph
     for epochs, path in enumerate((f"{photographs}/", "photographs", "./photographs/../elsewhere", staged), start=2):
         assert cli.main(own(path, *out, "--epochs", str(epochs), "--resume")) == 0, capsys.readouterr().err
     capsys.readouterr()
-    for change in (
-        lambda: (staged / "test" / "a" / "3.png").unlink(),
-        lambda: (staged / "train" / "a" / "3.png").rename(staged / "train" / "b" / "16.png"),
+    for change, found in (
+        (lambda: (staged / "test" / "a" / "3.png").unlink(), "other test images"),
+        (
+            lambda: (staged / "train" / "a" / "3.png").rename(staged / "train" / "b" / "16.png"),
+            "other training images, other test images",
+        ),
     ):
         change()
         assert cli.main(own(staged, *out, "--epochs", "9", "--resume")) == 1
-        assert "was trained otherwise: contents [" in capsys.readouterr().err
+        assert capsys.readouterr().err == f"alexnet: {tmp_path / 'run'} was trained otherwise: {found}\n"
+
+
+@pytest.mark.errors
+def test_other_settings_are_told_briefly(tmp_path, photographs, capsys):
+    out = ["--out", str(tmp_path / "run"), "--epochs", "1"]
+    assert cli.main(own(photographs, *out)) == 0
+    capsys.readouterr()
+    assert cli.main(["train", "--data", "digits", "--device", "cpu", *out, "--resume"]) == 1
+    error = capsys.readouterr().err
+    assert "arch alexnet_cifar of 2 classes -> alexnet_cifar of 10 classes" in error
+    assert "batch_size 16 -> 32" in error
+    assert len(error) < 600
+
+
+def test_a_start_is_known_by_the_checkpoint_not_by_the_spelling_of_init(tmp_path, photographs, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(own(photographs, "--out", "first", "--epochs", "1")) == 0
+    again = own(photographs, "--out", "second", "--init")
+    assert cli.main([*again, "first", "--epochs", "1"]) == 0
+    assert cli.main([*again, "./gone", "--epochs", "2", "--resume"]) == 0
 
 
 @pytest.mark.errors
@@ -122,6 +149,7 @@ FOREIGN = {
     "metrics.jsonl": ('{"epoch": 1}\n', "of a run whose checkpoint.safetensors is gone"),
     "curves.png": ("a picture", "holds curves.png and no checkpoint.safetensors"),
     "best.safetensors": ("", "holds best.safetensors and no checkpoint.safetensors"),
+    "images-train.safetensors": ("mine", "which alexnet train did not write"),
 }
 
 
@@ -139,12 +167,66 @@ def test_what_a_run_did_not_begin_is_not_overwritten(tmp_path, capsys, name, res
     assert (tmp_path / name).read_text() == text
 
 
+@pytest.mark.errors
+def test_a_foreign_configuration_beside_a_checkpoint_is_not_overwritten(tmp_path, capsys):
+    assert cli.main([*SHORT, "--out", str(tmp_path), "--epochs", "1"]) == 0
+    (tmp_path / "config.json").write_text('{"mine": 1}')
+    assert cli.main([*SHORT, "--out", str(tmp_path), "--epochs", "2", "--resume"]) == 1
+    assert "config.json that alexnet train did not write" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_text() == '{"mine": 1}'
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "checkpoint.safetensors"])
+def test_whatever_ends_the_first_epochs_save_the_run_can_be_resumed(tmp_path, monkeypatch, name):
+    save = runs.save
+
+    def full(out, file, progress, config):
+        if file == name and progress.epochs:
+            raise OSError("No space left on device")
+        save(out, file, progress, config)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "save", full)
+        assert cli.main([*SHORT, "--out", str(tmp_path), "--epochs", "1"]) == 1
+    assert cli.main([*SHORT, "--out", str(tmp_path), "--epochs", "1", "--resume"]) == 0
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("line", ['{"epoch": 1}', '{"epoch": "x"}', "[1]", "\xff", '{"epoch": 1, "step": 2, "train'])
+def test_lines_of_the_metrics_that_are_no_rows_are_dropped(tmp_path, line):
+    metrics = tmp_path / "metrics.jsonl"
+    row = json.dumps(dict.fromkeys(runs.ROW, 1))
+    metrics.write_bytes(f"{row}\n{line}\n".encode("latin-1"))
+    runs.keep_metrics(tmp_path, 3)
+    assert metrics.read_text() == f"{row}\n"
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        ({"step": 10**6}, "after 1 epochs of 2 steps it tells of step 1000000"),
+        ({"epochs": -3}, "epochs must be a whole number, got -3"),
+        ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
+    ],
+)
+def test_a_checkpoint_that_lies_about_its_place_is_refused(tmp_path, capsys, lie, message):
+    assert cli.main([*SHORT, "--out", str(tmp_path), "--epochs", "1"]) == 0
+    path = tmp_path / "checkpoint.safetensors"
+    state, about = checkpoint.load(path)
+    step = torch.tensor(lie.pop("step", int(state.step)))
+    checkpoint.save(path, state._replace(step=step), {**about, **lie})
+    capsys.readouterr()
+    assert cli.main([*SHORT, "--out", str(tmp_path), "--epochs", "2", "--resume"]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, monkeypatch):
     def killed(*_):
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "train", killed)
+        patched.setattr(setup, "fresh", killed)
         with pytest.raises(RuntimeError, match="killed"):
             cli.main([*SHORT, "--out", str(tmp_path), "--epochs", "1"])
     assert (tmp_path / "config.json").exists()

@@ -15,7 +15,8 @@ from tests.conftest import TINY
 
 CPU = torch.device("cpu")
 CLASSES = ("a", "b", "c", "d", "e")
-CONFIG = {"arch": TINY.to_json(), "mean": [0.5] * 3, "std": [0.2] * 3, "classes": list(CLASSES), "epochs": 1, "lr": 0.1}
+CONFIG = {"arch": TINY.to_json(), "mean": [0.5] * 3, "std": [0.2] * 3, "classes": list(CLASSES)}
+CONFIG |= {"epochs": 1, "seed": 0, "lr": 0.1}
 
 
 @pytest.fixture

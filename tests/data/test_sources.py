@@ -57,8 +57,11 @@ def test_an_unreadable_image_is_missing_from_its_batch_whichever_way(folder, str
     assert [len(images) for _, images in fetched] == [2, 1]
     assert len(source.labels) == 6
     assert len(told) == len(source.unreadable) == 1
-    with pytest.raises(ValueError, match="none of the images of a batch is readable"):
-        list(source.fetch([torch.tensor([4])]))
+    (index, pixels), _ = source.fetch([torch.tensor([4]), torch.tensor([0])])
+    assert index.tolist() == []
+    assert pixels.shape == (0, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"none of the images of a batch is readable: .*1\.png"):
+        sources.check_any(0, source, "a batch")
 
 
 @pytest.mark.parametrize(("ranks", "spare", "kind"), [(1, 0, "InMemory"), (1, -1, "Streamed"), (2, 0, "Streamed")])
