@@ -5,7 +5,7 @@ before anything else is overwritten: clones, copies, pickles and checkpoints of 
 """
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,9 @@ def by_shape(function: Callable, **options: Any) -> Callable[..., Any]:
         if signature not in compiled:
             copy = types.FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
             everything = {**compile_options(), **options}
-            compiled[signature] = torch.compile(copy, fullgraph=True, dynamic=False, options=everything)
+            compiled[signature] = torch.compile(
+                copy, fullgraph=True, dynamic=False, backend=_inductor, options=everything
+            )
         return compiled[signature](state, batch)
 
     return dispatch
@@ -86,6 +88,19 @@ def donating(function: Callable, cudagraph: bool) -> Callable[..., Any]:
         return state._replace(step=step), metrics
 
     return run
+
+
+def _inductor(graph: torch.fx.GraphModule, inputs: Sequence[Any], *, options: dict[str, Any]) -> Any:
+    """The compiler of torch, but for max-pooling's gradient, which it gathers.
+
+    By default it scatters, on CUDA by atomic additions: in no fixed order, and into a zeroed float32 map.
+    """
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.decomposition import select_decomp_table
+
+    decompositions = dict(select_decomp_table())
+    decompositions.pop(torch.ops.aten.max_pool2d_with_indices_backward.default, None)
+    return compile_fx(graph, inputs, config_patches=options, decompositions=decompositions)
 
 
 def check_unspent(step: Tensor) -> None:

@@ -52,7 +52,7 @@ PLAIN: Table = {
     ReLU: lambda at, x: F.relu(x),
     LRN: lambda at, x: ops.local_response_norm(x, at.layer),
     MaxPool: lambda at, x: F.max_pool2d(x, at.layer.kernel_size, at.layer.stride, ceil_mode=at.layer.ceil_mode),
-    AdaptiveAvgPool: lambda at, x: F.adaptive_avg_pool2d(x, at.layer.output_size),
+    AdaptiveAvgPool: lambda at, x: x if at.in_shape == at.out_shape else F.adaptive_avg_pool2d(x, at.layer.output_size),
     Flatten: lambda at, x: x.flatten(-3),
     Dropout: lambda at, x, noise: ops.dropout(x, noise, at.layer.rate),
 }

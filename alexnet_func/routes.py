@@ -1,23 +1,28 @@
 """The same layers by other routes, as tables for `model.forward(..., table=...)`: equal to rounding, not in bits.
 
-    loss = functools.partial(losses.loss_fn, table=routes.SPACE_TO_DEPTH)
+    loss = functools.partial(losses.loss_fn, table=routes.fused(ALEXNET))
     step = train.compile_step(train.make_step(loss, optimizer))
 
-They belong to compiled steps. `python -m benchmarks --only train_step` measures which of them pays on a machine.
+They belong to compiled steps. `python -m benchmarks --only train_step` measures which of them pays on a machine, and
+`python -m benchmarks.kernels` what each moves through a GPU's memory.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from alexnet_func.arch import Conv, Placed
-from alexnet_func.model import PLAIN, Table
+from alexnet_func.arch import Arch, Conv, MaxPool, Placed, ReLU, place
+from alexnet_func.model import PLAIN, LayerFn, Table
 
 _FEW_CHANNELS = 4
 
 
 def space_to_depth_conv(
-    at: Placed, x: Float[Tensor, "*n c h w"], weight: Float[Tensor, "o ci k k"], bias: Float[Tensor, "o"]
+    at: Placed,
+    x: Float[Tensor, "*n c h w"],
+    weight: Float[Tensor, "o ci k k"],
+    bias: Float[Tensor, "o"] | None,
 ) -> Float[Tensor, "*n o ho wo"]:
     """A strided convolution of few channels as one of stride 1 on stride^2 times as many, each stride x stride pixels
     being one: ALEXNET's first layer, 11x11 by 4 on 3 channels, becomes 3x3 on 48. Other layers go their plain way.
@@ -46,3 +51,35 @@ def _to_depth(x: Float[Tensor, "*n c h w"], block: int) -> Float[Tensor, "*n cbb
 
 
 SPACE_TO_DEPTH: Table = {**PLAIN, Conv: space_to_depth_conv}
+
+
+def fused(arch: Arch, table: Table = PLAIN) -> Table:
+    """`table` for GPUs, where a step waits for memory: maps lie in channels_last, and are pooled as early as may be.
+
+    A convolution that ReLU and max-pooling follow is pooled first. Bias and ReLU keep the order of numbers, and so come
+    after without any other result, on a quarter of the pixels. Gradients differ where two pixels of a window are the
+    same only after the bias is added and rounded. One image, without a batch axis, stays as it lies in memory.
+    """
+    layers = place(arch, (arch.in_channels, arch.image_size, arch.image_size))
+    pooled = {
+        conv.name: (relu, pool)
+        for conv, relu, pool in zip(layers, layers[1:], layers[2:], strict=False)
+        if isinstance(conv.layer, Conv) and isinstance(relu.layer, ReLU) and isinstance(pool.layer, MaxPool)
+    }
+    done = {at.name for pair in pooled.values() for at in pair}
+
+    def conv(at: Placed, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        x = table[Conv](at, _channels_last(x), _channels_last(weight), None)
+        if at.name not in pooled:
+            return x + bias[:, None, None]
+        relu, pool = pooled[at.name]
+        return table[ReLU](relu, table[MaxPool](pool, x) + bias[:, None, None])
+
+    def unless_done(kind: type) -> LayerFn:
+        return lambda at, x: x if at.name in done else table[kind](at, x)
+
+    return {**table, Conv: conv, ReLU: unless_done(ReLU), MaxPool: unless_done(MaxPool)}
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x

@@ -4,6 +4,7 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3
 of a key are those of JAX's partitionable generator.
 """
 
+import importlib.util
 import math
 import numbers
 import operator
@@ -15,6 +16,11 @@ import numpy as np
 import torch
 from jaxtyping import Int32, Integer
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from alexnet_func import tape
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 Key = Int32[Tensor, "2"]
 Shape = int | Sequence[int]
@@ -111,6 +117,10 @@ def threefry2x32(
 
     All four broadcast. Source: Salmon et al. 2011, section 3.3 and the Random123 constants.
     """
+    if k0.device.type == "cuda" and _has_kernel():
+        from alexnet_func import threefry_kernel
+
+        return threefry_kernel.threefry2x32(k0, k1, x0, x1)
     schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
     x1 = x1 + k1
     x0 = x0 + k0 + x1  # has the shape and batch axes of all four: from here on in place
@@ -188,6 +198,11 @@ def generate(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor, emit: Callable[[Ten
         return [t] * len(starts) if whole else t.split(rows)
 
     return torch.cat([emit(*threefry2x32(*chunk)) for chunk in zip(*map(pieces, operands), strict=True)])
+
+
+def _has_kernel() -> bool:
+    """Whether there is a compiler for a kernel, and nothing maps or traces what it would read."""
+    return _HAS_TRITON and not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or tape.mapped())
 
 
 def _rotate_left(x: Tensor, count: int) -> Tensor:

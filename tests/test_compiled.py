@@ -57,7 +57,7 @@ def traced(monkeypatch):
         fw_compiler=interruptible, inference_compiler=interruptible, keep_inference_input_mutations=True
     )
 
-    def compile_(function, *, fullgraph, dynamic, options):
+    def compile_(function, *, fullgraph, dynamic, **_):
         return compiler(function, fullgraph=fullgraph, dynamic=dynamic, backend=backend)
 
     monkeypatch.setattr(torch, "compile", compile_)

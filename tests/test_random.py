@@ -36,7 +36,7 @@ def real_draws(r, key):
     if r is jax.random:
         lower, upper, logits = lower.numpy(), upper.numpy(), LOGITS.numpy()
     else:
-        logits = LOGITS
+        lower, upper, logits = (t.to(key.device) for t in (lower, upper, LOGITS))
     return {
         "normal": r.normal(key, (1001,)),
         "exponential": r.exponential(key, (1001,)),

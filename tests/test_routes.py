@@ -7,7 +7,7 @@ from torch.func import grad, vmap
 
 import alexnet_func as af
 from alexnet_func import routes
-from alexnet_func.arch import Conv, Placed
+from alexnet_func.arch import Conv, Placed, ReLU
 from tests.conftest import images
 
 
@@ -30,6 +30,38 @@ def test_a_convolution_by_space_to_depth_is_the_convolution(kernel, stride, padd
     torch.testing.assert_close(routes.space_to_depth_conv(at, x, weight, bias), expected, rtol=1e-12, atol=1e-12)
     one = routes.space_to_depth_conv(at, x[0], weight, bias)
     torch.testing.assert_close(one, expected[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "below"),
+    [("alexnet", af.model.PLAIN), ("caffenet", routes.SPACE_TO_DEPTH), ("alexnet_cifar", af.model.PLAIN)],
+)
+def test_fused_layers_give_the_plain_logits_and_gradients(name, below, key):
+    arch = af.arch.get(name).replace(num_classes=7)
+    params, batch = af.init(key, arch, dtype=torch.float64), images(arch, 2, torch.float64)
+    table = routes.fused(arch, below)
+
+    def results(**how):
+        logits = af.forward(params, batch[0], arch=arch, key=key, **how)
+        return {"logits": logits, **grad(af.loss_fn)(params, batch, arch=arch, key=key, **how)}
+
+    torch.testing.assert_close(results(table=table), results(), rtol=1e-9, atol=1e-12)
+    one = af.forward(params, batch[0][0], arch=arch, table=table)
+    torch.testing.assert_close(one, af.forward(params, batch[0][0], arch=arch), rtol=1e-9, atol=1e-12)
+
+
+def test_fused_layers_pool_before_they_add_the_bias(key):
+    arch = af.arch.ALEXNET_CIFAR
+    sizes = []
+
+    def relu(at, x):
+        sizes.append((at.name, x.shape[-1], x.is_contiguous(memory_format=torch.channels_last)))
+        return F.relu(x)
+
+    table = routes.fused(arch, {**af.model.PLAIN, ReLU: relu})
+    af.forward(af.init(key, arch), images(arch, 2)[0], arch=arch, table=table)
+    maps = {name: (side, last) for name, side, last in sizes if name.startswith("features")}
+    assert maps == {f"features.{i}": (s, True) for i, s in ((1, 16), (4, 8), (7, 8), (9, 8), (11, 4))}
 
 
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_2012"])

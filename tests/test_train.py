@@ -149,7 +149,7 @@ def only_traced(monkeypatch):
     """torch.compile that traces as ever and then runs the graph as it is, which takes no time to build."""
     compiler = torch.compile
 
-    def trace(function, *, fullgraph, dynamic, options):
+    def trace(function, *, fullgraph, dynamic, **_):
         return compiler(function, fullgraph=fullgraph, dynamic=dynamic, backend="eager")
 
     monkeypatch.setattr(torch, "compile", trace)

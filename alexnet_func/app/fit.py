@@ -33,13 +33,10 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
         show = Show(console)
         job = setup.prepared(run, recipe, device, show)
         record = recorder.of(run, job.config)
-        start = _agreed(_begun(run, job, record, device, show), device)
-        counts = f"{len(job.images.labels)} training and {len(job.test.labels)} test images"
-        show.line(f"{job.network.name} on {run.data}: {counts}, on {device}")
-        if loop.finished(job, start):
-            show.line(f"finished before, after epoch {start.epochs}: a larger --epochs or --patience goes on")
         with stopping.after_a_step() as asked:
             try:
+                start = _agreed(_begun(run, job, record, device, show), device)
+                _tell_start(run, job, start, device, show)
                 state, result = loop.train(job, start, record, show, asked)
                 record.finish(job, state.params)
             except (loop.AskedToStopError, UnwritableError, RuntimeError) as error:
@@ -66,6 +63,15 @@ def _begun(run: Run, job: setup.Job, record: recorder.Recorder, device: torch.de
     progress = setup.fresh(run, job, device, show)
     record.save(progress)
     return progress
+
+
+def _tell_start(run: Run, job: setup.Job, start: runs.Progress, device: torch.device, show: Show) -> None:
+    counts = f"{len(job.images.labels)} training and {len(job.test.labels)} test images"
+    precision = options.precision_of(run, device)
+    lowered = "" if precision == "float32" else f" in {precision}"
+    show.line(f"{job.network.name} on {run.data}: {counts}, on {device}{lowered}")
+    if loop.finished(job, start):
+        show.line(f"finished before, after epoch {start.epochs}: a larger --epochs or --patience goes on")
 
 
 def _check_place(run: Run, progress: runs.Progress, steps: int) -> None:

@@ -36,8 +36,9 @@ def train(
     fetched = job.images.fetch(orders_from(job, done))
     with show.steps(job.steps * job.recipe.epochs, done, job.recipe.batch_size) as advance:
         while not finished(job, now):
-            began, steps = time.perf_counter(), job.steps * (now.epochs + 1) - int(now.state.step)
-            now = run_epoch(job, now, fetched, record, advance, asked)
+            began, steps = time.perf_counter(), job.steps * (now.epochs + 1) - done
+            now = run_epoch(job, now, steps, fetched, record, advance, asked)
+            done += steps
             rate = steps * job.recipe.batch_size / (time.perf_counter() - began) if steps else None
             result = evaluate(job, now.state, asked)
             if asked():
@@ -47,7 +48,7 @@ def train(
             _check_finite(result.loss, job, now)
             best = now.best if result.top1 <= now.best.accuracy else Best(result.top1, now.epochs + 1)
             now = Progress(now.state, 0.0, now.epochs + 1, best)
-            record.epoch(_row(now, loss, result, rate), now)
+            record.epoch(_row(now, done, loss, result, rate), now)
             show.line(_told(now, job.recipe.epochs, loss, result, rate))
     return now.state, result
 
@@ -55,19 +56,23 @@ def train(
 def run_epoch(
     job: Job,
     start: Progress,
+    steps: int,
     fetched: sources.Fetched,
     record: Recorder,
     advance: Callable[[], None],
     asked: Callable[[], object],
 ) -> Progress:
-    """The steps that are left of the epoch that `start` is in. Saves and raises as `train`."""
+    """The so many steps that are left of the epoch that `start` is in. Saves and raises as `train`.
+
+    A GPU is waited for at the end of it, not between steps.
+    """
     augment_key = epoch_keys(job.data_key, start.epochs)[1]
-    state, total = start.state, torch.tensor(start.loss_sum, device=start.state.step.device)
+    state, total = start.state, torch.full((), start.loss_sum, dtype=torch.float32, device=start.state.step.device)
     saved_at = time.monotonic()
-    for _ in range(int(state.step), (start.epochs + 1) * job.steps):
+    for _ in range(steps):
         index, pixels = next(fetched)
         sources.check_any(len(index), job.images, "a batch")
-        state, metrics = job.step(state, (job.prepare(augment_key, index, pixels), job.images.labels[index]))
+        state, metrics = job.step(state, (augment_key, index, pixels, job.images.labels[index]))
         total += metrics["loss"]
         advance()
         if asked() or time.monotonic() - saved_at > _SAVE_SECONDS:
@@ -76,8 +81,9 @@ def run_epoch(
             saved_at = time.monotonic()
         if asked():
             raise AskedToStopError
-    _check_finite(float(total), job, start)
-    return start._replace(state=state, loss_sum=float(total))
+    loss_sum = float(total)
+    _check_finite(loss_sum, job, start)
+    return start._replace(state=state, loss_sum=loss_sum)
 
 
 def evaluate(job: Job, state: TrainState, asked: Callable[[], object] = lambda: None) -> Metrics:
@@ -113,10 +119,10 @@ def _told(now: Progress, epochs: int, loss: float, result: Metrics, rate: float 
     return f"{line}test accuracy {result.top1:7.2%}" + (f"  {rate:,.0f} images/s" if rate is not None else "")
 
 
-def _row(now: Progress, loss: float, result: Metrics, rate: float | None) -> dict[str, Any]:
+def _row(now: Progress, step: int, loss: float, result: Metrics, rate: float | None) -> dict[str, Any]:
     return {
         "epoch": now.epochs,
-        "step": int(now.state.step),
+        "step": step,
         "train_loss": loss,
         "test_loss": result.loss,
         "test_accuracy": result.top1,

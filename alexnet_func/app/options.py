@@ -104,8 +104,8 @@ class Run(Data, Reading):
     """End the run when the test accuracy has not been better for N epochs; None: after the last one."""
     init: Annotated[str | None, tyro.conf.arg(metavar="torchvision|FILE|RUN")] = None
     """Start from these parameters."""
-    precision: Precision = "float32"
-    """Of the forward and backward pass; parameters stay float32."""
+    precision: Precision | None = None
+    """Of the forward and backward pass; None: bf16 on CUDA, float32 on a CPU. Parameters stay float32."""
     reduction: parallel.Reduction | None = None
     """Under torchrun: round gradients to bfloat16 for their way between ranks."""
     compile: Annotated[Flag, _COMPILE] = False
@@ -135,6 +135,11 @@ class Run(Data, Reading):
 def compiles(run: Run, device: torch.device) -> bool:
     """Whether the training step is compiled: as the flags say, else on CUDA alone."""
     return run.compile or (device.type == "cuda" and not run.no_compile)
+
+
+def precision_of(run: Run, device: torch.device) -> Precision:
+    """The precision that was asked for, or that of the device."""
+    return run.precision or ("bf16" if device.type == "cuda" else "float32")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from alexnet_func import arch, losses, model, optim, parallel, random, train
+from alexnet_func import arch, losses, model, optim, parallel, random, routes, train
 from alexnet_func.app import models, options, recipes, runs
 from alexnet_func.app.options import Run
 from alexnet_func.app.progress import Show
@@ -19,9 +19,14 @@ from alexnet_func.data import augment, datasets, preprocess, sources
 from alexnet_func.data.preprocess import Moments
 from alexnet_func.data.sources import Source
 
+_REPLAYED = 512  # images a batch, up to which launches cost more than the copies that a CUDA graph makes
+
 
 class Job(NamedTuple):
-    """A run made ready. `steps` is of an epoch; `config` is what a resumed run must have in common with it."""
+    """A run made ready. `steps` is of an epoch; `config` is what a resumed run must have in common with it.
+
+    `step(state, (key, index, pixels, labels))` takes a batch as it was fetched and prepares it by the epoch's key.
+    """
 
     recipe: Recipe
     network: arch.Arch
@@ -29,9 +34,8 @@ class Job(NamedTuple):
     images: Source
     test: Source
     moments: Moments
-    prepare: preprocess.Prepare
     optimizer: optim.Optimizer
-    step: train.Step
+    step: train.StepFunction | train.Step
     steps: int
     data_key: random.Key
     patience: int | None
@@ -53,7 +57,8 @@ def prepared(run: Run, recipe: Recipe, device: torch.device, show: Show) -> Job:
     sample = preprocess.sample(images)
     moments = Moments(*augment.channel_moments(sample))
     components = augment.rgb_components(sample) if recipe.augmentation == "paper" else None
-    optimizer = recipes.optimizer(recipe, steps, run.precision)
+    optimizer = recipes.optimizer(recipe, steps, options.precision_of(run, device))
+    prepare = preprocess.preparation(recipe.augmentation, network.image_size, moments, components)
     return Job(
         recipe=recipe,
         network=network,
@@ -61,9 +66,8 @@ def prepared(run: Run, recipe: Recipe, device: torch.device, show: Show) -> Job:
         images=images,
         test=test,
         moments=moments,
-        prepare=preprocess.preparation(recipe.augmentation, network.image_size, moments, components),
         optimizer=optimizer,
-        step=_step(run, network, optimizer, device),
+        step=_step(run, recipe, network, optimizer, prepare, device),
         steps=steps,
         data_key=_keys(run, device)[2],
         patience=run.patience,
@@ -100,17 +104,18 @@ def epoch_keys(data_key: random.Key, epoch: int) -> Tensor:
     return random.split(random.fold_in(data_key, epoch))
 
 
-def epoch_order(job: Job, epoch: int) -> tuple[Tensor, ...]:
-    """The indices of an epoch's batches; a last, smaller one is left out."""
-    order = random.permutation(epoch_keys(job.data_key.cpu(), epoch)[0], len(job.images.labels))
+def epoch_order(job: Job, data_key: random.Key, epoch: int) -> tuple[Tensor, ...]:
+    """The indices of an epoch's batches, where the key lies; a last, smaller one is left out."""
+    order = random.permutation(epoch_keys(data_key, epoch)[0], len(job.images.labels))
     return order.split(job.recipe.batch_size)[: job.steps]
 
 
 def orders_from(job: Job, done: int) -> Iterable[Tensor]:
     """The shares of this rank of all batches after the first `done`: one stream, so that epochs are read ahead too."""
     first_epoch, first = divmod(done, job.steps)
+    data_key = job.data_key.cpu()  # once: a GPU is waited for
     for epoch in range(first_epoch, job.recipe.epochs):
-        yield from map(parallel.share, epoch_order(job, epoch)[first if epoch == first_epoch else 0 :])
+        yield from map(parallel.share, epoch_order(job, data_key, epoch)[first if epoch == first_epoch else 0 :])
 
 
 def _check_ranks(run: Run, recipe: Recipe, ranks: int) -> None:
@@ -148,11 +153,32 @@ def _data(run: Run, side: int, device: torch.device, show: Show) -> _Data:
     return _Data(dataset.classes, images, test, (dataset.train.contents(), dataset.test.contents()))
 
 
-def _step(run: Run, network: arch.Arch, optimizer: optim.Optimizer, device: torch.device) -> train.Step:
-    loss_fn = train.with_precision(functools.partial(losses.loss_fn, arch=network), run.precision)
+def _step(
+    run: Run,
+    recipe: Recipe,
+    network: arch.Arch,
+    optimizer: optim.Optimizer,
+    prepare: preprocess.Prepare,
+    device: torch.device,
+) -> train.StepFunction | train.Step:
+    compiles = options.compiles(run, device)
+    one_graph = compiles and device.type == "cuda"  # a CPU cuts crops faster than a graph gathers their pixels
+    table = routes.fused(network) if one_graph else model.PLAIN
+    loss_fn = train.with_precision(
+        functools.partial(losses.loss_fn, arch=network, table=table), options.precision_of(run, device)
+    )
     together = parallel.grad_fn(loss_fn, reduction=run.reduction) if parallel.world_size() > 1 else None
-    step = train.make_step(loss_fn, optimizer, grad_fn=together)
-    return train.compile_step(step, donate=True) if options.compiles(run, device) else step
+    plain = train.make_step(loss_fn, optimizer, grad_fn=together)
+    step = train.compile_step(plain, donate=True) if compiles and not one_graph else plain
+
+    def fetched_step(state: train.TrainState, fetched: Any) -> train.Stepped:
+        key, index, pixels, labels = fetched
+        return step(state, (prepare(key, index, pixels), labels))
+
+    if not one_graph:
+        return fetched_step
+    replayed = recipe.batch_size <= _REPLAYED and parallel.world_size() == 1
+    return train.compile_step(train.Step(fetched_step, plain.precision), donate=True, cudagraph=replayed)
 
 
 def _keys(run: Run, device: torch.device) -> tuple[Tensor, ...]:
@@ -160,11 +186,11 @@ def _keys(run: Run, device: torch.device) -> tuple[Tensor, ...]:
     return random.split(random.key(run.seed, device), 3).unbind()
 
 
-_RECORDED = ("data", "holdout", "orientation", "seed", "limit", "init", "precision", "reduction")
+_RECORDED = ("data", "holdout", "orientation", "seed", "limit", "init", "reduction")
 
 
 def _config(run: Run, recipe: Recipe, device: torch.device, **found: Any) -> dict[str, Any]:
-    settings = {name: getattr(run, name) for name in _RECORDED}
+    settings = {name: getattr(run, name) for name in _RECORDED} | {"precision": options.precision_of(run, device)}
     varying = {"device": str(device), "compile": options.compiles(run, device)}
     # Through JSON, so that it compares equal to what a checkpoint gives back.
     return json.loads(json.dumps({**asdict(recipe), **settings, **varying, **found}))

@@ -114,10 +114,10 @@ def _random_box(
     heights, widths = (areas / shapes).sqrt().round(), (areas * shapes).sqrt().round()
     fits = (heights >= 1) & (heights <= rows) & (widths >= 1) & (widths <= columns)
     within = min(max(columns / rows, ratio[0]), ratio[1])
-    largest = torch.tensor([min(rows, round(columns / within)), min(columns, round(rows * within))], device=key.device)
+    largest = _constants([min(rows, round(columns / within)), min(columns, round(rows * within))], key.device)
     first = fits.int().argmax()
     drawn = torch.stack([heights, widths]).index_select(1, first[None])[:, 0]
-    height, width = torch.where(fits.any(), drawn, largest.float()).unbind()
+    height, width = torch.where(fits.any(), drawn, largest).unbind()
     # The middle is where the largest box is put; a drawn one goes anywhere.
     share = torch.stack([random.uniform(top_key), random.uniform(left_key)])
     room = torch.stack([rows - height, columns - width])
@@ -174,9 +174,13 @@ def normalize(
     images: Float32[Tensor, "*n c h w"], mean: Sequence[float], std: Sequence[float]
 ) -> Float32[Tensor, "*n c h w"]:
     """`(images - mean) / std` a channel, all on the scale 0..1."""
-    shift = torch.tensor(mean, device=images.device)[:, None, None]
-    scale = torch.tensor(std, device=images.device)[:, None, None]
+    shift, scale = (_constants(values, images.device)[:, None, None] for values in (mean, std))
     return (images - shift) / scale
+
+
+def _constants(values: Sequence[float], device: torch.device) -> Float32[Tensor, "n"]:
+    """By fills: a tensor of Python numbers would be copied to a GPU, which waits for it."""
+    return torch.stack([torch.full((), value, dtype=torch.float32, device=device) for value in values])
 
 
 def channel_moments(images: UInt8[Tensor, "n c h w"]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -114,8 +114,10 @@ class InMemory:
 
     def fetch(self, orders: Iterable[Int[Tensor, "_"]]) -> Fetched:
         """As `Source.fetch`."""
+        device = self.images.device
         for order in orders:
-            index = order.to(self.images.device)
+            # From pinned memory the copy to a GPU is not waited for.
+            index = (order.pin_memory() if device.type == "cuda" else order).to(device, non_blocking=True)
             if self.unreadable:
                 index = index[self.rows[index] >= 0]
             yield index, self.images[self.rows[index]]

@@ -129,8 +129,8 @@ def test_where_nobody_can_be_told_the_run_is_saved_all_the_same(tmp_path, gone):
     os.close(ours)
     if gone == "stderr":
         process.send_signal(signal.SIGTERM)
-    number = signal.SIGHUP if gone == "terminal" else signal.SIGTERM
-    assert process.wait(timeout=60) == 128 + number
+    # A line may fail to be written before the terminal's signal comes.
+    assert process.wait(timeout=60) in ((128 + signal.SIGHUP, 1) if gone == "terminal" else (128 + signal.SIGTERM,))
     assert checkpoint.load(out / "checkpoint.safetensors")[0].step >= 2
 
 
