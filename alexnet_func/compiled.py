@@ -69,7 +69,8 @@ def donating(function: Callable, cudagraph: bool) -> Callable[..., Any]:
         _overwrite(state.opt_state, new.opt_state)
         return new.step, metrics
 
-    compiled = by_shape(write_back, **{"triton.cudagraphs": cudagraph})
+    # What is replayed has small kernels, of which the compiler joins those that do not wait for each other.
+    compiled = by_shape(write_back, **{"triton.cudagraphs": cudagraph, "combo_kernels": cudagraph})
 
     def run(state: Any, batch: Any) -> tuple[Any, dict[str, Tensor]]:
         if cudagraph:

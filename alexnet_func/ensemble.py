@@ -131,20 +131,28 @@ def optimizer(make: Callable[[Tensor], Optimizer], rates: Float[Tensor, "m"]) ->
 
     `make` is given a scalar tensor, and may use it for a learning rate or in a schedule:
     `lambda rate: optim.sgd(lambda step: rate * fall(step), momentum=0.9)`. Raises ValueError, from `init`, for
-    parameters of another number of members than there are rates.
+    parameters of another number of members than there are rates, or on another device: a copy in every step would be
+    waited for.
     """
 
-    def start(stacked: Params) -> OptState:
+    def check(stacked: Params) -> None:
         if _count(stacked) != len(rates):
             raise ValueError(f"rates must have shape [{_count(stacked)}], one a member, got {list(rates.shape)}")
-        state = vmap(lambda rate, params: make(rate).init(params))(rates.to(_device(stacked)), stacked)
+        device = next(iter(stacked.values())).device
+        if rates.device != device:
+            raise ValueError(f"the members are on {device} but rates are on {rates.device}")
+
+    def start(stacked: Params) -> OptState:
+        check(stacked)
+        state = vmap(lambda rate, params: make(rate).init(params))(rates, stacked)
         return pytree.tree_map(Tensor.contiguous, state)
 
     def update(grads: Params, opt_state: OptState, stacked: Params, step: Tensor) -> Updated:
         def one(rate: Tensor, grads: Params, opt_state: OptState, params: Params) -> Updated:
             return make(rate).update(grads, opt_state, params, step)
 
-        return vmap(one)(rates.to(_device(stacked)), grads, opt_state, stacked)
+        check(stacked)
+        return vmap(one)(rates, grads, opt_state, stacked)
 
     return Optimizer(start, update)
 
@@ -156,10 +164,6 @@ def _count(stacked: Params) -> int:
         shapes = ", ".join(f"{name} {list(p.shape)}" for name, p in stacked.items())
         raise ValueError(f"stacked parameters must share a leading axis, one entry a member, got {shapes}")
     return next(len(p) for p in stacked.values())
-
-
-def _device(stacked: Params) -> torch.device:
-    return next(iter(stacked.values())).device
 
 
 def _batch_dim(x: Tensor, count: int) -> int | None:

@@ -1,0 +1,16 @@
+/* The driver's functions that torch and Triton look up and never call here; cuda.h declares some of them otherwise. */
+#define UNUSED(name) __attribute__((visibility("default"))) int name(void) { return 0; }
+UNUSED(cuTensorMapEncodeTiled) UNUSED(cuTensorMapEncodeIm2col) UNUSED(cuStreamGetCaptureInfo)
+UNUSED(cuStreamGetCaptureInfo_v3) UNUSED(cuLogsRegisterCallback) UNUSED(cuLogsUnregisterCallback)
+UNUSED(cuMemGetAddressRange) UNUSED(cuMemGetAddressRange_v2) UNUSED(cuDeviceGetUuid)
+UNUSED(cuLaunchCooperativeKernel) UNUSED(cuMemsetD32Async) UNUSED(cuStreamWriteValue32)
+UNUSED(cuLinkAddData_v2) UNUSED(cuMulticastCreate) UNUSED(cuMemCreate)
+UNUSED(cuMemMap) UNUSED(cuMemUnmap) UNUSED(cuMemRelease)
+UNUSED(cuMemSetAccess) UNUSED(cuMemAddressReserve) UNUSED(cuMemAddressFree)
+UNUSED(cuMemGetAllocationGranularity) UNUSED(cuMemExportToShareableHandle) UNUSED(cuMemImportFromShareableHandle)
+UNUSED(cuMulticastAddDevice) UNUSED(cuMulticastBindMem) UNUSED(cuMulticastUnbind)
+UNUSED(cuGreenCtxCreate) UNUSED(cuGreenCtxDestroy) UNUSED(cuGreenCtxStreamCreate)
+UNUSED(cuCtxFromGreenCtx) UNUSED(cuDevResourceGenerateDesc) UNUSED(cuDevSmResourceSplitByCount)
+UNUSED(cuDeviceGetDevResource) UNUSED(cuMemRetainAllocationHandle) UNUSED(cuMemGetAllocationPropertiesFromHandle)
+UNUSED(cuCtxPopCurrent) UNUSED(cuCtxPushCurrent) UNUSED(cuMemcpyDtoDAsync)
+UNUSED(cuStreamSynchronize)
