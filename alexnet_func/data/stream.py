@@ -4,6 +4,7 @@ import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +60,9 @@ def batches(
         "multiprocessing_context": "spawn" if workers else None,
         "generator": torch.Generator(),  # else the loader draws from the global one
     }
+    if workers:
+        with _signals_held():  # or SIGHUP would end the process that keeps account of semaphores
+            resource_tracker.ensure_running()  # now, as its start lets the other signals through
     # Signals wait until its workers ignore them, who start with what is held here. It warns of more workers than
     # processors, which were asked for.
     with _signals_held(), warnings.catch_warnings(action="ignore", category=UserWarning):
