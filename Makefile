@@ -9,7 +9,7 @@ STAMP := $(VENV)/installed-$(VERSION)
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup train test lint parity bench notebook
+.PHONY: help setup train test lint parity bench gpu notebook
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -43,6 +43,9 @@ parity: $(STAMP)  ## Compare with modules, NumPy and JAX: the quick rows
 bench: $(STAMP)  ## Measure speed and memory, beside other libraries (about an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,test,peers]'
 	$(BIN)/python -W ignore -m benchmarks --out benchmarks/results
+
+gpu:  ## The first half hour on a machine with a GPU: tests, parity, speed, accuracy
+	$(PYTHON) -m benchmarks.gpu
 
 notebook: $(STAMP)  ## Install Jupyter and open AlexNet.ipynb
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebook]'

@@ -14,6 +14,9 @@ from alexnet_func.model import PLAIN, Params, Table, forward
 
 Batch = tuple[Tensor, Tensor]
 
+# torch leaves examples of this label out, -100 by default, without a word where labels are not looked at.
+_NO_LABEL = -(2**63)
+
 
 def cross_entropy(
     logits: Float[Tensor, "*n classes"], labels: Integer[Tensor, "*n"], label_smoothing: float = 0.0
@@ -31,7 +34,7 @@ def cross_entropy(
         logits = logits.float()
     if logits.dim() > 2:  # torch would take the second axis for the classes
         logits, labels = logits.flatten(0, -2), labels.flatten()
-    return F.cross_entropy(logits, labels.long(), label_smoothing=label_smoothing)
+    return F.cross_entropy(logits, labels.long(), label_smoothing=label_smoothing, ignore_index=_NO_LABEL)
 
 
 def accuracy(logits: Float[Tensor, "*n classes"], labels: Integer[Tensor, "*n"], k: int = 1) -> Float[Tensor, ""]:

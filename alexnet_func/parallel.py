@@ -144,7 +144,8 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    on_cuda = device.type == "cuda"
+    dist.init_process_group("nccl" if on_cuda else "gloo", device_id=device if on_cuda else None)
     try:
         yield device
         dist.barrier()  # a rank that leaves early takes the others' connections with it

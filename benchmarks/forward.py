@@ -59,9 +59,10 @@ def _rivals(case: Case, given: Setting) -> dict[str, Callable[[], Any]]:
     try:
         from benchmarks.peers import by_jax
 
+        by_jax.check_device(case)
         rivals["JAX, jitted"] = by_jax.forward(case, given)
-    except ImportError:
-        print("jax is not installed: pip install -e '.[peers]'")
+    except ImportError as error:
+        print(f"without JAX ({error}): pip install -e '.[peers]'")
     return rivals
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from alexnet_func.train import Precision
 from tests.simulated import device
 
 
@@ -21,7 +22,7 @@ class Case(NamedTuple):
 
     arch: str
     images: int
-    precision: str = "bf16"
+    precision: Precision = "bf16"
     capability: int = 90
     replayed: bool = False
     route: str = "fused"
@@ -83,8 +84,13 @@ def asked(case: Case, built: Path) -> Answer:
     """The answer of a process of its own on the simulated device. Raises RuntimeError where that fails."""
     with tempfile.TemporaryDirectory() as cache:
         arguments = ["-m", "benchmarks.kernels", "--case", json.dumps(case)]
-        caches = {"TRITON_CACHE_DIR": f"{cache}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
-        result = device.run(arguments, built, SIMULATED_CAPABILITY=str(case.capability), **caches)
+        result = device.run(
+            arguments,
+            built,
+            SIMULATED_CAPABILITY=str(case.capability),
+            TRITON_CACHE_DIR=f"{cache}/triton",
+            TORCHINDUCTOR_CACHE_DIR=f"{cache}/inductor",
+        )
     if result.returncode:
         raise RuntimeError(f"{case}: {result.stdout[-2000:]}")
     return Answer(*json.loads(result.stdout.splitlines()[-1]))
@@ -100,8 +106,8 @@ def report(cases: Sequence[Case], answers: Sequence[Answer]) -> str:
         "",
         "Made by `python -m benchmarks.kernels --out benchmarks/results`, on a simulated device: no GPU was used.",
         "",
-        f"torch {torch.__version__}, triton {triton.__version__}. Donated steps with dropout and SGD with momentum. Bytes",
-        "are what Triton's kernels read and write; the least is what library calls (convolutions, matrix products), the",
+        f"torch {torch.__version__}, triton {triton.__version__}. Donated steps with dropout, SGD with momentum. Bytes",
+        "are what Triton's kernels read and write; the least is what library calls (convolutions, products), the",
         "graph's inputs and its results are on the other side of, each read and written once.",
         "",
         "| step | GB moved | least | kernels | library calls | launches | most registers | spilling |",

@@ -10,9 +10,9 @@ from typing import Any
 def peak(prepare: Callable[..., Callable[[], object]], name: str, case: Any) -> tuple[float, float]:
     """MiB at the peak of a third call of `prepare(name, case)()`, in all and above an idle process.
 
-    On a CPU what is resident, on CUDA what torch's allocator has given out. `prepare` must be a function of a module,
-    since the process imports it. What it makes (parameters, inputs) counts; torch and the code do not in the second
-    number.
+    On a CPU what is resident, on CUDA what torch's allocator holds, the private pools of CUDA graphs among it.
+    `prepare` must be a function of a module, since the process imports it. What it makes (parameters, inputs) counts;
+    torch and the code do not in the second number.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_measure, prepare, name, case).result()
@@ -27,9 +27,10 @@ def _measure(prepare: Callable[..., Callable[[], object]], name: str, case: Any)
     for _ in range(2):  # the first may compile
         call()
     if case.device == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         call()
-        high = torch.cuda.max_memory_allocated() / 2**20
+        high = torch.cuda.max_memory_reserved() / 2**20
         return high, high
     Path("/proc/self/clear_refs").write_text("5")  # forget the high-water mark
     call()

@@ -32,9 +32,10 @@ def _measured(case: Case, given: Setting, quick: bool) -> list[Row]:
     try:
         from benchmarks.peers import by_jax
 
+        by_jax.check_device(case)
         rivals["JAX, jitted, donated"] = by_jax.step(case, given, RATE)
-    except ImportError:
-        print("jax is not installed: pip install -e '.[peers]'")
+    except ImportError as error:
+        print(f"without JAX ({error}): pip install -e '.[peers]'")
     _assert_equal(rivals, {"float32": 0.02, "tf32": 0.1, "bf16": 0.5}[case.precision])
     rates = ceilings.measure(case.device, case.precision)
     measured = timing.interleaved(rivals, repeats=1 if quick else 9, warmups=1, device=case.device)
@@ -57,10 +58,11 @@ def _ours(
     given: Setting,
     *,
     build: Callable[[af.train.Step], af.train.Step],
-    table: af.model.Table = af.model.PLAIN,
+    route: Callable[[af.arch.Arch], af.model.Table] = lambda _: af.model.PLAIN,
 ) -> Callable[[], Any]:
     optimizer = af.optim.sgd(RATE, momentum=0.9)
-    step = build(af.train.make_step(af.train.with_precision(without_dropout(given, table), case.precision), optimizer))
+    loss = af.train.with_precision(without_dropout(given, route(given.arch)), case.precision)
+    step = build(af.train.make_step(loss, optimizer))
     state = af.train.create_state(given.params, optimizer, key=af.random.key(0))
 
     def call() -> Any:
@@ -85,20 +87,20 @@ RIVALS: Mapping[str, Callable[[Case, Setting], Callable[[], Any]]] = {
     "af, eager": functools.partial(_ours, build=_eager),
     "af, compiled": functools.partial(_ours, build=af.train.compile_step),
     "af, compiled, donated": functools.partial(_ours, build=_DONATED),
-    "af, compiled, donated, CUDA graph": functools.partial(
-        _ours, build=functools.partial(af.train.compile_step, donate=True, cudagraph=True)
+    "af, compiled, donated, fused": functools.partial(_ours, build=_DONATED, route=af.routes.fused),
+    "af, compiled, donated, fused, SPACE_TO_DEPTH": functools.partial(
+        _ours, build=_DONATED, route=lambda arch: af.routes.fused(arch, af.routes.SPACE_TO_DEPTH)
     ),
-    "af, compiled, donated, SPACE_TO_DEPTH": functools.partial(_ours, build=_DONATED, table=af.routes.SPACE_TO_DEPTH),
+    "af, compiled, donated, fused, CUDA graph": functools.partial(
+        _ours, build=functools.partial(af.train.compile_step, donate=True, cudagraph=True), route=af.routes.fused
+    ),
 }
-_ONLY: Mapping[str, Callable[[Case], bool]] = {
-    "af, compiled, donated, CUDA graph": lambda case: case.device == "cuda",
-    "af, compiled, donated, SPACE_TO_DEPTH": lambda case: case.device == "cuda",
-}
+_CUDA_ALONE = frozenset(name for name in RIVALS if "fused, " in name or name.endswith(", fused"))
 
 
 def names(case: Case) -> list[str]:
     """The rivals that have a part in a case."""
-    return [name for name in RIVALS if name not in _ONLY or _ONLY[name](case)]
+    return [name for name in RIVALS if case.device == "cuda" or name not in _CUDA_ALONE]
 
 
 def call(name: str, case: Case) -> Callable[[], Any]:

@@ -20,14 +20,15 @@ def _gradients(problem: Problem, given: Inputs) -> Tensors:
         "vmap": _vmapped,
         "compiled": lambda g: torch.compile(differentiated, fullgraph=True, options=af.train.compile_options())(g),
         "functional_call": _lifted,
+        "fused": lambda g: differentiated(g, af.routes.fused(g.arch)),
     }
     with torch.no_grad():
         return routes.get(problem.route, differentiated)(given)
 
 
-def differentiated(given: Inputs) -> Tensors:
+def differentiated(given: Inputs, table: af.model.Table = af.model.PLAIN) -> Tensors:
     def loss(params: Tensors, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = af.forward(params, x, arch=given.arch, key=given.key)
+        logits = af.forward(params, x, arch=given.arch, key=given.key, table=table)
         return af.losses.cross_entropy(logits, given.y), logits
 
     return _named(grad_and_value(loss, argnums=(0, 1), has_aux=True)(given.params, given.x))
@@ -101,8 +102,9 @@ def steps(problem: Problem, given: Inputs) -> Tensors:
     """Steps on the same batch, the masks of step i from `fold_in(key, i)`."""
     assert given.key is not None
     optimizer = af.optim.sgd(RATES[given.arch.name], momentum=MOMENTUM, weight_decay=DECAY)
-    step = af.train.make_step(functools.partial(af.loss_fn, arch=given.arch), optimizer)
-    if problem.route == "donated":
+    table = af.routes.fused(given.arch) if problem.route == "fused" else af.model.PLAIN
+    step = af.train.make_step(functools.partial(af.loss_fn, arch=given.arch, table=table), optimizer)
+    if problem.route in ("donated", "fused"):
         step = af.train.compile_step(step, donate=True)
     state = af.train.create_state(given.params, optimizer, key=given.key)
     losses = []

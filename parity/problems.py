@@ -5,7 +5,16 @@ from typing import Literal, NamedTuple
 
 Dtype = Literal["float64", "float32", "bfloat16"]
 Route = Literal[
-    "eager", "vmap", "layerwise", "compiled", "donated", "functional_call", "torch.export", "onnxruntime", "tf32"
+    "eager",
+    "vmap",
+    "layerwise",
+    "compiled",
+    "donated",
+    "fused",
+    "functional_call",
+    "torch.export",
+    "onnxruntime",
+    "tf32",
 ]
 Quantity = Literal[
     "gradients",
@@ -134,6 +143,7 @@ def _routes() -> Iterator[Problem]:
         given = (_square(arch, 2), False, arch == "alexnet_cifar")
         yield Problem(arch, "gradients", "float32", "functional_call", "module", "budget", *given)
         yield Problem(arch, "gradients", "float32", "eager", "module", "budget", *given, "channels_last")
+        yield Problem(arch, "gradients", "float32", "fused", "module", "budget", *given, "channels_last")
         yield Problem(arch, "logits", "float32", "torch.export", "module", "budget", *given)
         yield Problem(arch, "logits", "float32", "onnxruntime", "module", "budget", *given)
         # The compiler's layout pass chooses channels_last for convolutions.
@@ -152,7 +162,8 @@ def _training(device: str) -> Iterator[Problem]:
             exact: tuple[Dtype, ...] = ("float32", "float64")
             for dtype in exact:
                 yield Problem(arch, "20 steps", dtype, "eager", "module", "bitwise", shape, True, quick)
-        yield Problem(arch, "1 step", "float32", "donated", "module", "budget", shape, True, False, "channels_last")
+        for route in ("donated", "fused"):
+            yield Problem(arch, "1 step", "float32", route, "module", "budget", shape, True, False, "channels_last")
         yield Problem(arch, "trajectory", "float32", "donated", "module", "band", shape, True, False, "channels_last")
     for arch in ("alexnet_2012", "caffenet"):
         yield Problem(arch, "trajectory", "float32", "eager", "module", "band", _square(arch, 2), True)

@@ -92,3 +92,12 @@ def test_loss_fn_is_cross_entropy_of_forward(key):
     for k in (None, key):
         expected = torch.nn.functional.cross_entropy(af.forward(params, x, arch=TINY, key=k), y)
         assert torch.equal(af.loss_fn(params, (x, y), arch=TINY, key=k), expected)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("label", [-100, -1, 5])
+def test_no_label_is_left_out_where_none_are_looked_at(label):
+    # -100 is what torch's own function passes over.
+    compiled = torch.compile(lambda logits, labels: af.losses.cross_entropy(logits, labels), backend="eager")
+    with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
+        compiled(torch.zeros(2, 5), torch.tensor([1, label]))

@@ -14,6 +14,12 @@ from benchmarks.cases import Case, Setting
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
+def check_device(case: Case) -> None:
+    """Raises ImportError for a case on CUDA where JAX is one for CPUs, which it would be timed on."""
+    if case.device == "cuda" and jax.default_backend() != "gpu":
+        raise ImportError(f"this JAX computes on {jax.default_backend()}")
+
+
 def forward(case: Case, given: Setting) -> Callable[[], Any]:
     """Logits."""
     params, x, _ = _arrays(given)
