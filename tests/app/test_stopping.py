@@ -242,7 +242,9 @@ def test_at_thirty_random_moments_nothing_is_lost_or_left(tmp_path, photographs,
             assert reached >= step
             step = reached
     assert codes.count(128 + number) >= 5, "too few fell into the run"
-    assert started(*data, "--out", str(parts), "--resume").wait() == 0
+    process = started(*data, "--out", str(parts), "--resume")
+    assert process.communicate()[1] == ""
+    assert process.returncode == 0
     assert (whole / "checkpoint.safetensors").read_bytes() == (parts / "checkpoint.safetensors").read_bytes()
 
 

@@ -87,7 +87,13 @@ def by_cpu(op: Any) -> Callable:
             if h.shape != x.shape:  # an `out` that was resized
                 x.resize_(h.shape)
                 host(x).copy_(h)
-        outputs = pytree.tree_map(lambda o: originals.get(id(o), device(o)) if isinstance(o, Tensor) else o, result)
+
+        def raised(o: Any) -> Any:
+            if not isinstance(o, Tensor):
+                return o
+            return originals[id(o)] if id(o) in originals else device(o)
+
+        outputs = pytree.tree_map(raised, result)
         if _kept is not None:
             _kept.append(functools.partial(_again, run, list(map(_maybe_host, _leaves(outputs)))))
         return outputs
