@@ -36,5 +36,5 @@ def test_no_public_function_waits_for_the_device_or_launches_more_than_it_needs(
     "files", [["tests/test_train.py"], ["tests/test_model.py", "tests/test_random.py", "tests/test_per_sample.py"]]
 )
 def test_the_tests_that_need_a_gpu_pass(built, files):
-    plugin = ["-p", "tests.simulated.computing", "-m", "gpu", "-W", "ignore:overflow:RuntimeWarning"]
+    plugin = ["-p", "tests.simulated.computing", "-m", "gpu and not slow", "-W", "ignore:overflow:RuntimeWarning"]
     passed(device.run([*PYTEST, *plugin, *files], built, computing=True, **ONE_THREAD), 5)

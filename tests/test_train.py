@@ -477,7 +477,12 @@ def test_evaluate_counts_every_example_once(key):
 @pytest.mark.gpu
 @pytest.mark.compiled
 @pytest.mark.parametrize(
-    "options", [{}, {"donate": True}, {"donate": True, "cudagraph": True}], ids=["pure", "donated", "cudagraph"]
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow, id="pure"),
+        pytest.param({"donate": True}, id="donated"),
+        pytest.param({"donate": True, "cudagraph": True}, id="cudagraph"),
+    ],
 )
 def test_on_cuda_compiled_steps_are_the_eager_ones_of_a_cpu_in_float64(eager, eager_step, key, options):
     expected, expected_losses = eager[torch.float64]
