@@ -22,8 +22,9 @@ def missing() -> str | None:
         return "the simulated device goes under torch's CUDA build"
     if shutil.which("cc") is None:
         return "the simulated device needs a C compiler, and there is no cc"
-    if not _headers().is_dir():
-        return "the simulated device needs Triton, which ships CUDA's headers"
+    headers = _headers()
+    if not headers or "CUDART_VERSION 13" not in " ".join((headers[0] / "cuda_runtime_api.h").read_text().split()):
+        return "the simulated device needs the headers of CUDA 13, which torch's dependencies bring along"
     return None
 
 
@@ -35,7 +36,7 @@ def build(folder: Path) -> Path:
         ("libcuda.so.1", ("driver.c", "unused_driver.c"), ["-Wl,-soname,libcuda.so.1"]),
     ):
         files = [str(_HERE / source) for source in sources]
-        flags = ["-shared", "-fPIC", "-O1", "-w", f"-I{_headers()}"]
+        flags = ["-shared", "-fPIC", "-O1", "-w", *(f"-I{folder}" for folder in _headers())]
         subprocess.run(["cc", *flags, "-o", str(folder / library), *files, "-ldl", *options], check=True)
     return folder
 
@@ -68,7 +69,11 @@ def _environment(built: Path, computing: bool) -> dict[str, str]:
     return common | ({"TRITON_INTERPRET": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"} if computing else {})
 
 
-def _headers() -> Path:
-    spec = importlib.util.find_spec("triton")
-    found = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else Path("triton")
-    return found / "backends" / "nvidia" / "include"
+def _headers() -> list[Path]:
+    """Where CUDA's headers lie: in NVIDIA's wheel of the runtime, and in Triton's, which has those of its compiler."""
+    found = []
+    for package, folder in (("nvidia", "cu13/include"), ("triton", "backends/nvidia/include")):
+        spec = importlib.util.find_spec(package)
+        roots = spec.submodule_search_locations if spec and spec.submodule_search_locations else ()
+        found += [Path(root) / folder for root in roots]
+    return [folder for folder in found if (folder / "cuda_runtime_api.h").is_file()]
