@@ -45,6 +45,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session", autouse=True)
 def _heard():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores Ctrl-C
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and what it starts with nohup this
 
 
 @pytest.fixture(autouse=True)

@@ -178,7 +178,7 @@ def normalize(
     return (images - shift) / scale
 
 
-def _constants(values: Sequence[float], device: torch.device) -> Float32[Tensor, "n"]:
+def _constants(values: Sequence[float | int], device: torch.device) -> Float32[Tensor, "n"]:
     """By fills: a tensor of Python numbers would be copied to a GPU, which waits for it."""
     return torch.stack([torch.full((), value, dtype=torch.float32, device=device) for value in values])
 
