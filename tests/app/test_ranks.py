@@ -126,7 +126,7 @@ def test_a_lost_rank_is_an_error_of_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr("alexnet_func.app.setup.prepared", lost)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setattr("torch.distributed.init_process_group", lambda _: None)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
     monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
     assert cli.main(ARGUMENTS) == 1
     assert capsys.readouterr().err.startswith("alexnet: rank 0 stops, as another one has")
