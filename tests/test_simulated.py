@@ -32,6 +32,7 @@ def test_no_public_function_waits_for_the_device_or_launches_more_than_it_needs(
     assert not any("tl.atomic" in text for text in written)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "files", [["tests/test_train.py"], ["tests/test_model.py", "tests/test_random.py", "tests/test_per_sample.py"]]
 )
