@@ -145,5 +145,7 @@ def test_mistakes_are_named(stacked, members, key, keys):
         ensemble.forward(members[0], x, arch=TINY)
     with pytest.raises(ValueError, match=r"rates must have shape \[3\], one a member, got \[2\]"):
         ensemble.optimizer(rising, RATES[:2]).init(stacked)
+    with pytest.raises(ValueError, match="the members are on cpu but rates are on meta"):
+        ensemble.optimizer(rising, RATES.to("meta")).init(stacked)
     with pytest.raises(ValueError, match=r"labels must lie in 0..4, got 0..9"):
         ensemble.grad_fn(tiny_loss)(stacked, (x, torch.tensor([0, 1, 2, 9])), key)

@@ -49,7 +49,7 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading(Common):
+class Decoding(Common):
     """What commands that write down how images are read may be told."""
 
     orientation: Orientation = "exif"
@@ -88,7 +88,7 @@ class Data(Images):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Data, Reading):
+class Run(Data, Decoding):
     """Data, device and record of a run."""
 
     limit: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -186,7 +186,7 @@ class Inspect(Data, AsTrained):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare(Images, Reading):
+class Prepare(Images, Decoding):
     """Decode image files once into shards that training reads without decoding; killed, it goes on where it was."""
 
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="imagenet|DIR")]]

@@ -47,6 +47,7 @@ def check_free(out: Path) -> None:
     """Raises ValueError if a fresh run would overwrite what is in the directory, of a run or of anything else."""
     if (out / CHECKPOINT).exists():
         raise ValueError(f"{out} holds a checkpoint: add --resume to go on with it, or choose another --out")
+    _check_config(out)
     _check_begun(out)
 
 
@@ -59,8 +60,7 @@ def open_run(out: Path, config: Mapping[str, Any], device: torch.device) -> Prog
     out.mkdir(parents=True, exist_ok=True)
     files.sweep(out)
     path = out / CHECKPOINT
-    if (out / CONFIG).exists() and not _is_ours((out / CONFIG).read_bytes()):
-        raise ValueError(f"{out} holds a {CONFIG} that alexnet train did not write: choose another --out")
+    _check_config(out)
     if not path.exists():
         _check_begun(out)
         files.write_text(out / CONFIG, json.dumps(config, indent=2))
@@ -68,8 +68,8 @@ def open_run(out: Path, config: Mapping[str, Any], device: torch.device) -> Prog
         return None
     state, saved = checkpoint.load(path, device)
     before = models.run_of(path, saved)
-    _check_same(out, before, config)
     model = models.described(path, state.params, before)
+    _check_same(out, before, config)
     if dtypes := {str(t.dtype) for t in pytree.tree_leaves((model.params, state.opt_state))} - {"torch.float32"}:
         raise ValueError(f"{path} is no checkpoint of alexnet train: it holds {', '.join(sorted(dtypes))}")
     loss_sum = models.number(path, saved, "loss_sum")
@@ -117,8 +117,6 @@ def append_metrics(out: Path, row: Mapping[str, Any]) -> None:
 
 def _check_begun(out: Path) -> None:
     """Raises ValueError unless a directory without a checkpoint holds nothing but what a run begins with."""
-    if (out / CONFIG).exists() and not _is_ours((out / CONFIG).read_bytes()):
-        raise ValueError(f"{out} holds a {CONFIG} that alexnet train did not write: choose another --out")
     for name in (sources.CACHE.format(split) for split in ("train", "test")):
         if (out / name).exists() and not tensorfile.is_one(out / name):
             raise ValueError(f"{out} holds {name}, which alexnet train did not write: choose another --out")
@@ -129,12 +127,16 @@ def _check_begun(out: Path) -> None:
         raise ValueError(f"{out} holds {METRICS} of a run whose {CHECKPOINT} is gone: choose another --out")
 
 
-def _is_ours(config: bytes) -> bool:
+def _check_config(out: Path) -> None:
+    """Raises ValueError for a configuration that is none of a run."""
+    if not (out / CONFIG).exists():
+        return
     try:
-        found = json.loads(config)
+        found = json.loads((out / CONFIG).read_bytes())
     except ValueError:
-        return False
-    return isinstance(found, dict) and {"arch", "classes", "epochs", "seed"} <= set(found)
+        found = None
+    if not isinstance(found, dict) or not {"arch", "classes", "epochs", "seed"} <= set(found):
+        raise ValueError(f"{out} holds a {CONFIG} that alexnet train did not write: choose another --out")
 
 
 def _check_same(out: Path, before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -144,13 +146,13 @@ def _check_same(out: Path, before: Mapping[str, Any], config: Mapping[str, Any])
         names -= {"contents", "mean", "std"}
         pairs = zip(("training", "test"), before.get("contents") or "--", config["contents"], strict=False)
         told += [f"other {split} images" for split, one, other in pairs if one != other]
-    told += [f"{name} {_brief(before.get(name))} -> {_brief(config.get(name))}" for name in sorted(names)]
+    told += [f"{name} {_brief(name, before.get(name))} -> {_brief(name, config.get(name))}" for name in sorted(names)]
     if told:
         raise ValueError(f"{out} was trained otherwise: {', '.join(told)}")
 
 
-def _brief(value: Any) -> str:
-    if isinstance(value, str) and value.startswith("{"):
+def _brief(name: str, value: Any) -> str:
+    if name == "arch":
         network = Arch.from_json(value)
         return f"{network.name} of {network.num_classes} classes"
     return text.shortened(repr(value), 60)

@@ -56,11 +56,9 @@ def after_a_step() -> Iterator[Callable[[], int | None]]:
         asked.append(number)
         if parallel.rank() == 0:
             # Not by print, which the signal may have interrupted.
-            name = signal.Signals(number).name
+            line = f"{signal.Signals(number).name}: this step is finished and saved first; once more ends at once"
             with suppress(OSError):  # the terminal may be gone, which is what SIGHUP says
-                os.write(
-                    2, f"alexnet: {name}: this step is finished and saved first; once more ends at once\n".encode()
-                )
+                os.write(2, f"alexnet: {line}\n".encode())
 
     with _handled(note):
         yield lambda: asked[0] if asked and parallel.rank() == 0 else None

@@ -1,8 +1,10 @@
 """Where the images of a run come from: memory, files that are decoded as they are asked for, or shards; one protocol.
 
-images = sources.open_split(dataset.train, 32, sources.Reading(device), "train")
-for index, pixels in images.fetch(orders):
-    labels = images.labels[index]
+    images = sources.open_split(dataset.train, 32, sources.Reading(device), "train")
+    for index, pixels in images.fetch(orders):
+        labels = images.labels[index]
+
+What opens a data set is the one place that asks which of the three it is.
 """
 
 import functools

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import triton
 from torch._inductor import scheduler
 from torch._inductor.virtualized import V
@@ -97,11 +96,4 @@ def _names(nodes: Iterable[Any], which: str) -> set[str]:
 
 
 def _bytes(names: Iterable[str]) -> int:
-    total = 0
-    for name in names:
-        buffer = V.graph.graph_inputs.get(name) or V.graph.try_get_buffer(name)
-        size = 1
-        for side in getattr(buffer, "get_size", list)():
-            size *= int(side)
-        total += size * buffer.get_dtype().itemsize if isinstance(buffer.get_dtype(), torch.dtype) else 0
-    return total
+    return sum(int(V.graph.get_numel(name)) * V.graph.get_dtype(name).itemsize for name in names)
