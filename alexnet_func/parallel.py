@@ -136,7 +136,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     """Within the block this process is one of torchrun's ranks, on the yielded device: cuda:LOCAL_RANK for CUDA.
 
     Where torchrun did not start the process it stays the only rank, on `device`. Raises ConnectionError where another
-    rank has stopped, which torchrun's own report names.
+    rank has stopped, which torchrun's own report names; on CUDA NCCL's watchdog may end the process before.
     """
     if "WORLD_SIZE" not in os.environ:
         yield device

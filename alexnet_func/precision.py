@@ -91,6 +91,17 @@ def scope(precision: Precision | None) -> Iterator[None]:
 
 
 @contextmanager
+def same_sums() -> Iterator[None]:
+    """Within the block cuDNN takes only algorithms that add up in the same order every time."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
+@contextmanager
 def tf32(allowed: bool | None) -> Iterator[None]:
     """Within the block float32 products and convolutions on CUDA may (True) or may not (False) round to TF32.
 

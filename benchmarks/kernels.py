@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from alexnet_func.data import preprocess
 from alexnet_func.train import Precision
 from tests.simulated import device
 
 
 class Case(NamedTuple):
-    """A donated step with dropout."""
+    """A donated step with dropout, and with the preparation of its batch by `augmentation` in the same graph."""
 
     arch: str
     images: int
@@ -26,11 +27,13 @@ class Case(NamedTuple):
     capability: int = 90
     replayed: bool = False
     route: str = "fused"
+    augmentation: preprocess.Augmentation | None = None
 
     def __str__(self) -> str:
         """As it stands in the table."""
         how = "one CUDA graph" if self.replayed else "launched"
-        return f"{self.arch}, N = {self.images}, {self.precision}, {self.route}, {how}, sm_{self.capability}"
+        augmented = "" if self.augmentation is None else f", {self.augmentation}"
+        return f"{self.arch}, N = {self.images}, {self.precision}, {self.route}{augmented}, {how}, sm_{self.capability}"
 
 
 CASES = (
@@ -38,6 +41,8 @@ CASES = (
     *(Case("alexnet", 128, replayed=True), Case("alexnet_2012", 128, replayed=True)),
     *(Case("alexnet_cifar", 1024, route=route) for route in ("plain", "fused")),
     Case("alexnet_cifar", 128, replayed=True),
+    *(Case("alexnet_cifar", 128, replayed=True, augmentation=name) for name in ("shift", "shift-flip")),
+    *(Case("alexnet", 128, replayed=True, augmentation=name) for name in ("crop-flip", "resized-flip", "paper")),
     *(Case(name, 1024, p, c) for name in ("alexnet", "alexnet_cifar") for p in ("bf16", "tf32") for c in (80, 90, 100)),
 )
 
@@ -140,9 +145,21 @@ def _answered(case: Case) -> Answer:
     optimizer = af.optim.sgd(0.01, momentum=0.9, weight_decay=5e-4)
     table = af.routes.fused(arch) if case.route == "fused" else af.model.PLAIN
     loss = af.train.with_precision(functools.partial(af.loss_fn, arch=arch, table=table), case.precision)
-    step = af.train.compile_step(af.train.make_step(loss, optimizer), donate=True, cudagraph=case.replayed)
-    x = torch.empty(case.images, 3, arch.image_size, arch.image_size, device="cuda")
-    batch = x, torch.zeros(case.images, dtype=torch.int64, device="cuda")
+    plain = af.train.make_step(loss, optimizer)
+    labels = torch.zeros(case.images, dtype=torch.int64, device="cuda")
+    batch: tuple[torch.Tensor, ...]
+    if case.augmentation is None:
+        batch = torch.empty(case.images, 3, arch.image_size, arch.image_size, device="cuda"), labels
+    else:
+        components = torch.empty(3, 3, device="cuda") if case.augmentation == "paper" else None
+        moments = preprocess.Moments((0.5,) * 3, (0.25,) * 3)
+        plain = preprocess.prepared_step(
+            plain, preprocess.preparation(case.augmentation, arch.image_size, moments, components)
+        )
+        side = preprocess.stored_side(arch)
+        pixels = torch.empty(case.images, 3, side, side, dtype=torch.uint8, device="cuda")
+        batch = key, torch.arange(case.images, device="cuda"), pixels, labels
+    step = af.train.compile_step(plain, donate=True, cudagraph=case.replayed)
     state = af.train.create_state(params, optimizer, key=key)
     with kernels.recorded() as graphs:
         state, _ = step(state, batch)

@@ -90,9 +90,14 @@ def problems(device: str = "cpu") -> Iterator[Problem]:
 def _eager(device: str) -> Iterator[Problem]:
     exact: tuple[Dtype, ...] = ("float32", "float64")
     for dtype in exact:
-        for shape in ((1, 224, 224), (2, 224, 224), (8, 224, 224), (2, 63, 63), (2, 300, 260)):
+        for shape in ((1, 224, 224), (2, 224, 224), (8, 224, 224)):
             quick = shape == (2, 224, 224)
             yield Problem("alexnet", "gradients", dtype, "eager", "module", "bitwise", shape, quick=quick)
+        for shape in ((2, 63, 63), (2, 300, 260)):
+            # Where windows of the adaptive pooling overlap, CUDA adds up their gradients in no fixed order.
+            atomic: Criterion = "budget" if dtype == "float32" else "close"
+            criterion: Criterion = "bitwise" if device == "cpu" else atomic
+            yield Problem("alexnet", "gradients", dtype, "eager", "module", criterion, shape)
         for arch in ("alexnet", "alexnet_cifar"):
             shape = _square(arch, 2)
             yield Problem(arch, "gradients", dtype, "eager", "module", "bitwise", shape, dropout=True, quick=True)

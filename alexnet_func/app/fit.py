@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from alexnet_func import files, parallel, train
+from alexnet_func import files, parallel, precision, train
 from alexnet_func.app import loop, options, recorder, runs, setup, stopping
 from alexnet_func.app.options import Run
 from alexnet_func.app.progress import Show, UnwritableError
@@ -28,7 +28,7 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
     ranks. Raises FloatingPointError when the loss is no longer finite, StoppedError after a signal, BlockingIOError
     where another process uses `--out`, ValueError for settings that do not fit together.
     """
-    with parallel.joined(options.device_of(run.device)) as device, _in_use(run):
+    with parallel.joined(options.device_of(run.device)) as device, _in_use(run), precision.same_sums():
         console.quiet = parallel.rank() > 0
         show = Show(console)
         job = setup.prepared(run, recipe, device, show)
@@ -67,8 +67,8 @@ def _begun(run: Run, job: setup.Job, record: recorder.Recorder, device: torch.de
 
 def _tell_start(run: Run, job: setup.Job, start: runs.Progress, device: torch.device, show: Show) -> None:
     counts = f"{len(job.images.labels)} training and {len(job.test.labels)} test images"
-    precision = options.precision_of(run, device)
-    lowered = "" if precision == "float32" else f" in {precision}"
+    chosen = options.precision_of(run, device)
+    lowered = "" if chosen == "float32" else f" in {chosen}"
     show.line(f"{job.network.name} on {run.data}: {counts}, on {device}{lowered}")
     if loop.finished(job, start):
         show.line(f"finished before, after epoch {start.epochs}: a larger --epochs or --patience goes on")

@@ -169,16 +169,10 @@ def _step(
     )
     together = parallel.grad_fn(loss_fn, reduction=run.reduction) if parallel.world_size() > 1 else None
     plain = train.make_step(loss_fn, optimizer, grad_fn=together)
-    step = train.compile_step(plain, donate=True) if compiles and not one_graph else plain
-
-    def fetched_step(state: train.TrainState, fetched: Any) -> train.Stepped:
-        key, index, pixels, labels = fetched
-        return step(state, (prepare(key, index, pixels), labels))
-
     if not one_graph:
-        return fetched_step
+        return preprocess.prepared_step(train.compile_step(plain, donate=True) if compiles else plain, prepare)
     replayed = recipe.batch_size <= _REPLAYED and parallel.world_size() == 1
-    return train.compile_step(train.Step(fetched_step, plain.precision), donate=True, cudagraph=replayed)
+    return train.compile_step(preprocess.prepared_step(plain, prepare), donate=True, cudagraph=replayed)
 
 
 def _keys(run: Run, device: torch.device) -> tuple[Tensor, ...]:

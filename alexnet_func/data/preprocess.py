@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float32, Int, Int64, UInt8
 from torch import Tensor
 from torch.func import vmap
 
-from alexnet_func import random
+from alexnet_func import random, train
 from alexnet_func.arch import Arch
 from alexnet_func.data import augment
 from alexnet_func.data.records import Files, Split
@@ -82,6 +82,19 @@ def preparation(
         return augment.normalize(x, *moments)
 
     return prepare
+
+
+def prepared_step(step: train.StepFunction | train.Step, prepare: Prepare) -> train.Step:
+    """The step on batches as they are fetched: `(key, index, images, labels)`, of which `prepare` makes the first's x.
+
+    To be compiled in one graph, or around a compiled step.
+    """
+
+    def fetched_step(state: train.TrainState, batch: Any) -> train.Stepped:
+        key, index, images, labels = batch
+        return step(state, (prepare(key, index, images), labels))
+
+    return train.Step(fetched_step, step.precision if isinstance(step, train.Step) else None)
 
 
 def batches(images: Source, arch: Arch, moments: Moments, part: int = 0, parts: int = 1) -> Iterator[Batch]:

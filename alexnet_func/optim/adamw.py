@@ -1,6 +1,5 @@
 """Adam with decoupled weight decay."""
 
-import torch
 from torch import Tensor
 
 from alexnet_func.checks import check_fraction, check_number
@@ -14,6 +13,8 @@ from alexnet_func.optim.base import (
     Updated,
     check_rate,
     check_update,
+    each,
+    interpolated,
     rate_at,
     zeros_like,
 )
@@ -42,21 +43,16 @@ def adamw(
 
     def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
         check_update(grads, opt_state, params, "mu", "nu")
-        first = {name: interpolated(m, grads[name], 1 - b1) for name, m in opt_state["mu"].items()}
-        second = {name: v * b2 + (1 - b2) * grads[name] ** 2 for name, v in opt_state["nu"].items()}
+        first = interpolated(opt_state["mu"], grads, 1 - b1)
+        squares = each("mul", each("pow", grads, 2), 1 - b2)
+        second = each("add", each("mul", opt_state["nu"], b2), squares)
         count = (step + 1).double()
         correction1, correction2 = 1 - b1**count, 1 - b2**count
         rate = rate_at(learning_rate, step)
-
-        def descended(name: str, p: Tensor) -> Tensor:
-            scale = (square_root(second[name]) / correction2.sqrt().to(p.dtype)) + eps
-            return p * (1 - rate * weight_decay).to(p.dtype) - (rate / correction1).to(p.dtype) * (first[name] / scale)
-
-        return {name: descended(name, p) for name, p in params.items()}, {"mu": first, "nu": second}
+        roots = {name: square_root(v) for name, v in second.items()}
+        scale = each("add", each("div", roots, correction2.sqrt()), eps)
+        descent = each("mul", each("div", first, scale), rate / correction1)
+        kept = each("mul", params, 1 - rate * weight_decay)
+        return each("sub", kept, descent), {"mu": first, "nu": second}
 
     return Optimizer(init, update)
-
-
-def interpolated(start: Tensor, end: Tensor, weight: Number) -> Tensor:
-    """`start + weight (end - start)`: `torch.lerp`, which takes a tensor for a weight in one dtype alone."""
-    return torch.lerp(start, end, weight.to(start.dtype) if isinstance(weight, Tensor) else weight)

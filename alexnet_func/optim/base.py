@@ -113,15 +113,38 @@ def plus(a: Params, b: Params) -> Params:
     return each("add", a, b)
 
 
-def each(operation: str, tensors: Params, other: Params | Number, **options: float) -> Params:
-    """`torch.<operation>(tensor, other, **options)` for every tensor and its namesake, or for all and one number.
+def each(operation: str, tensors: Params, *others: Params | Number, **options: float) -> Params:
+    """`torch.<operation>(tensor, *others, **options)` for every tensor: with its namesakes, or one number for all.
 
-    Where nothing traces or maps them this is one `torch._foreach_` call: on CUDA a launch or two for all.
+    Where nothing traces or maps them and all have one dtype this is one `torch._foreach_` call: on CUDA a launch or two
+    for all.
     """
-    others = [other[name] for name in tensors] if isinstance(other, dict) else [other] * len(tensors)
     values = list(tensors.values())
-    if torch.compiler.is_compiling() or tape.watched(values, others):
-        results = [getattr(torch, operation)(a, b, **options) for a, b in zip(values, others, strict=True)]
-    else:
-        results = getattr(torch, f"_foreach_{operation}")(values, others, **options)
-    return dict(zip(tensors, results, strict=True))
+    dtypes = {t.dtype for t in values}
+    lists = [[other[name] for name in tensors] if isinstance(other, dict) else other for other in others]
+    if torch.compiler.is_compiling() or len(dtypes) != 1 or tape.watched(values, lists):
+        function = getattr(torch, operation)
+        return {
+            name: function(a, *(_namesake(other, name, a) for other in others), **options)
+            for name, a in tensors.items()
+        }
+    arguments = [_wide(other, values[0]) if isinstance(other, Tensor) else other for other in lists]
+    return dict(zip(tensors, getattr(torch, f"_foreach_{operation}")(values, *arguments, **options), strict=True))
+
+
+def _namesake(other: Params | Number, name: str, tensor: Tensor) -> Tensor | float:
+    if isinstance(other, dict):
+        return other[name]
+    return _wide(other, tensor) if isinstance(other, Tensor) else other
+
+
+def _wide(number: Tensor, tensor: Tensor) -> Tensor:
+    # Of the tensor's own dtype where that is wide enough, as a joined launch needs.
+    return number.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def interpolated(start: Params, end: Params, weight: Number) -> Params:
+    """`start + weight (end - start)`: `torch.lerp`, which takes a tensor for a weight in one dtype alone."""
+    if isinstance(weight, Tensor):
+        return {name: torch.lerp(s, end[name], weight.to(s.dtype)) for name, s in start.items()}
+    return each("lerp", start, end, weight=weight)

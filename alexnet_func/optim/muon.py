@@ -8,7 +8,6 @@ from torch import Tensor
 
 from alexnet_func.checks import check_fraction, check_number
 from alexnet_func.model import Params
-from alexnet_func.optim.adamw import interpolated
 from alexnet_func.optim.base import (
     Number,
     Optimizer,
@@ -17,6 +16,7 @@ from alexnet_func.optim.base import (
     Updated,
     check_rate,
     check_update,
+    interpolated,
     rate_at,
     zeros_like,
 )
@@ -50,11 +50,12 @@ def muon(
 
     def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
         check_update(grads, opt_state, params, "velocity")
-        velocity = {name: interpolated(v, grads[name], 1 - momentum) for name, v in opt_state["velocity"].items()}
+        velocity = interpolated(opt_state["velocity"], grads, 1 - momentum)
+        ahead = interpolated(grads, velocity, momentum)
         rate = rate_at(learning_rate, step)
 
         def descended(name: str, p: Tensor) -> Tensor:
-            lookahead = interpolated(grads[name], velocity[name], momentum).flatten(1)
+            lookahead = ahead[name].flatten(1)
             direction = orthogonalized(lookahead.to(dtype or p.dtype)).to(p.dtype).view_as(p)
             scale = math.sqrt(max(1, p.shape[0] / p[0].numel()))
             return p * (1 - rate * weight_decay).to(p.dtype) - (rate * scale).to(p.dtype) * direction

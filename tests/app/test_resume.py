@@ -250,3 +250,16 @@ def test_what_is_left_out_is_the_same_in_memory_and_streamed(tmp_path, photograp
         states.append(checkpoint.load(out / "checkpoint.safetensors")[0])
     assert rows[0] == rows[1]
     assert all(torch.equal(states[0].params[name], p) for name, p in states[1].params.items())
+
+
+def test_cudnn_sums_in_one_order_during_a_run_and_as_before_after_it(monkeypatch):
+    seen, run_epoch = [], loop.run_epoch
+
+    def watched(*arguments):
+        seen.append(torch.backends.cudnn.deterministic)
+        return run_epoch(*arguments)
+
+    monkeypatch.setattr(loop, "run_epoch", watched)
+    assert cli.main([*SHORT, "--epochs", "1"]) == 0
+    assert seen == [True]
+    assert not torch.backends.cudnn.deterministic
