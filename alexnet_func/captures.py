@@ -1,49 +1,49 @@
 """Per-sample gradients without materialising them: one forward, one backward, then algebra layer by layer.
 
-A layer that is linear in its parameters has gradients made of two tensors, its input `a` and the gradient `g` of its
-output. Both come out of a single backward pass with respect to *taps*: zeros added to the outputs of `Conv` and
-`Linear` layers. A linear layer's gradient of one example is the outer product `g a^T`, whose norm is `|g| |a|`
-(Goodfellow 2015, "Efficient per-example gradient computations"). A convolution's is `sum_t g_t u_t^T` over output
-positions t with input patches u_t, so that its squared norm is `sum_{t,t'} (u_t . u_t')(g_t . g_t')` (Rochette et al.
-2019; Li et al. 2022, "ghost clipping").
+Both factors of a layer's gradients, its input `a` and the gradient `g` of its output, come out of a single backward
+pass with respect to *taps*: zeros added to the outputs of `Conv` and `Linear` layers. What follows from them is in
+`factors`.
 """
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor
 from torch.func import grad_and_value, vjp, vmap
-from torch.nn.grad import conv2d_weight
 
+from alexnet_func import factors, sketches
 from alexnet_func.arch import Arch, Conv, Linear, Placed, place
+from alexnet_func.factors import Factors
 from alexnet_func.losses import Batch, check_labels, check_pair, cross_entropy
 from alexnet_func.model import PLAIN, LayerFn, Params, check_inputs, walk
 from alexnet_func.tape import without_tape
 
-# Adding up shifted maps is bound by memory: one addition takes as long as so many multiply-adds of a matrix product.
-_ADDITION = 16
-# Values of the pixel products that are formed at once: beyond the cache the additions take twice as long.
-_CACHED = 1 << 20
+# Named, since Dynamo, which traces what is made within a call, builds no generic types. [N], or [N] by parameter name.
+Weights = Tensor | Mapping[str, Tensor]
 
 
 class Examples(NamedTuple):
     """The gradient g_n of every example's own loss, known through what can be asked of it; losses [N] come along.
 
-    `grads()` are the g_n themselves, [N, *shape] by name; `squares()` their squared norms, [N] by name; `dots(v)` the
-    products `<g_n, v>`, [N]; `weighted_sum(w)` is `sum_n w_n g_n`, by name; `sum_of_squares()` is `sum_n g_n^2`
-    element by element, by name.
+    By parameter name: `grads()` are the g_n themselves, [N, *shape]; `squares()` their squared norms, [N], and
+    `hidden()` what rounding may hide of those; `weighted_sum(w, keep)` is `sum_n w_n g_n`, w [N] or [N] by name, over
+    the examples of the mask `keep` [N], whatever the others' gradients are, or over all for None; `sum_of_squares()`
+    is `sum_n g_n^2` element by element; `grams(other)` are the products with another one's, [N, M].
+    `dots(v)` are the products `<g_n, v>`, [N], and `sketch(key, dim)` is `sketches.of_tensors` of `grads()`, [N, dim].
     """
 
     losses: Float[Tensor, "n"]
     grads: Callable[[], Params]
     squares: Callable[[], Params]
+    hidden: Callable[[], Params]
     dots: Callable[[Params], Tensor]
-    weighted_sum: Callable[[Tensor], Params]
+    weighted_sum: Callable[[Weights, Tensor | None], Params]
     sum_of_squares: Callable[[], Params]
+    grams: Callable[["Examples"], Params]
+    sketch: Callable[[Tensor, int], Tensor]
+    factors: Mapping[str, Factors]
 
 
 class Tapped(NamedTuple):
@@ -87,160 +87,95 @@ def tap(params: Params, x: Float[Tensor, "n c h w"], *, arch: Arch, key: Int32[T
     return Tapped(logits, layers, inputs, lambda cotangents: pull(cotangents)[0])
 
 
-def captured(params: Params, batch: Batch, *, arch: Arch, key: Int32[Tensor, "*k 2"] | None) -> Examples:
+def captured(
+    params: Params, batch: Batch, key: Int32[Tensor, "*k 2"] | None, views: int = 1, *, arch: Arch
+) -> Examples:
     """The examples' gradients of `losses.loss_fn` by one forward and one backward pass.
 
-    Parameters of half precision are passed through the network as they are; what follows is float32. Errors as
-    `losses.loss_fn` raises them.
+    Of so many views in a row, with a label each, an example's loss is the mean. Parameters of half precision are passed
+    through the network as they are; what follows is float32. Errors as `losses.loss_fn` raises them.
     """
     x, y = check_pair(batch)
     check_labels(y, arch.num_classes)
     with without_tape(params, batch):
         tapped = tap(params, x, arch=arch, key=key)
         cotangents, losses = vmap(grad_and_value(cross_entropy))(tapped.logits, y)
-        by_output = tapped.pull(cotangents)
-        return _examples(tapped.layers, wide(tapped.inputs), wide(by_output), losses)
+        by_output = wide(tapped.pull(cotangents / views))
+        inputs = wide(tapped.inputs)
+        found = {name: Factors(at, inputs[name], by_output[name], views) for name, at in tapped.layers.items()}
+        return _examples(found, losses.view(-1, views).mean(1))
 
 
-def _examples(
-    layers: dict[str, Placed], inputs: dict[str, Tensor], by_output: dict[str, Tensor], losses: Tensor
-) -> Examples:
+def _examples(layers: dict[str, Factors], losses: Tensor) -> Examples:
     instantiated: dict[str, Tensor] = {}
 
-    def each(at: Placed) -> Tensor:
+    def formed(f: Factors) -> Tensor:
         # Kept, so that a clipped sum does not form again what its norms went through.
-        if at.name not in instantiated:
-            instantiated[at.name] = weight_grads(at, inputs[at.name], by_output[at.name])
-        return instantiated[at.name]
+        name = f.at.name
+        if name not in instantiated:
+            instantiated[name] = factors.weight_grads(f)
+        return instantiated[name]
 
-    def named(of_weight: Callable[[Placed, Tensor, Tensor], Tensor], of_bias: Callable[[Tensor], Tensor]) -> Params:
+    def named(of_weight: Callable[[Factors], Tensor], of_bias: Callable[[Factors], Tensor]) -> Params:
         found = {}
-        for name, at in layers.items():
-            found[f"{name}.weight"] = of_weight(at, inputs[name], by_output[name])
-            found[f"{name}.bias"] = of_bias(bias_grads(by_output[name]))
+        for name, f in layers.items():
+            found[f"{name}.weight"] = of_weight(f)
+            found[f"{name}.bias"] = of_bias(f)
         return found
 
-    def grad_of(at: Placed, a: Tensor, g: Tensor) -> Tensor:
-        return weight_grads(at, a, g) if isinstance(at.layer, Linear) else each(at)
+    def unformed(f: Factors) -> bool:
+        return isinstance(f.at.layer, Linear) or factors.by_products(f.at, f.views)
 
-    def square_of(at: Placed, a: Tensor, g: Tensor) -> Tensor:
-        if isinstance(at.layer, Linear):
-            return a.square().sum(-1) * g.square().sum(-1)
-        return _gram_squares(at, a, g) if _prefers_gram(at) else each(at).flatten(1).square().sum(1)
+    def grad_of(f: Factors) -> Tensor:
+        return factors.weight_grads(f) if isinstance(f.at.layer, Linear) else formed(f)
 
-    def dot_with(direction: Params, at: Placed) -> Tensor:
-        # Outputs are linear in the parameters: along `direction` they change by the layer with that for parameters.
-        a, g = inputs[at.name], by_output[at.name]
-        along = (direction[f"{at.name}.{kind}"].to(a.dtype) for kind in ("weight", "bias"))
-        return (g * PLAIN[type(at.layer)](at, a, *along)).flatten(1).sum(1)
+    def square_of(f: Factors) -> Tensor:
+        return factors.weight_squares(f) if unformed(f) else formed(f).flatten(1).square().sum(1)
 
-    def weighted_sum(weights: Tensor) -> Params:
-        def sum_of(at: Placed, a: Tensor, g: Tensor) -> Tensor:
-            if at.name in instantiated:
-                return torch.tensordot(weights.to(a.dtype), instantiated[at.name], 1)
-            scaled = _scaled(g, weights)
-            return scaled.mT @ a if isinstance(at.layer, Linear) else _conv_weight_grad(at, a, scaled)
+    def hidden_of(f: Factors) -> Tensor:
+        # What is formed is what is summed.
+        return factors.hidden_weight_squares(f) if unformed(f) else f.g.new_zeros(factors.count(f))
 
-        return named(sum_of, lambda g: _scaled(g, weights).sum(0))
+    def weighted_sum(weights: Weights, keep: Tensor | None = None) -> Params:
+        total = {}
+        for name, f in layers.items():
+            of_weight, of_bias = (factors.of_name(weights, f"{name}.{kind}") for kind in ("weight", "bias"))
+            kept = f if keep is None else factors.kept(f, keep)
+            if name in instantiated:
+                total[f"{name}.weight"] = factors.weighted(instantiated[name], of_weight, keep)
+            else:
+                total[f"{name}.weight"] = factors.weighted_weight_grad(kept, of_weight)
+            total[f"{name}.bias"] = factors.weighted_bias_grad(kept, of_bias)
+        return total
 
-    def sum_of_squares_of(at: Placed, a: Tensor, g: Tensor) -> Tensor:
-        return g.square().mT @ a.square() if isinstance(at.layer, Linear) else each(at).square().sum(0)
+    def dot(direction: Params) -> Tensor:
+        each = [factors.along(f, *(direction[f"{n}.{kind}"] for kind in ("weight", "bias"))) for n, f in layers.items()]
+        return torch.stack(each).sum(0)
+
+    def sum_of_squares_of(f: Factors) -> Tensor:
+        return factors.sum_of_squares(f) if isinstance(f.at.layer, Linear) else formed(f).square().sum(0)
+
+    def grams(other: Examples) -> Params:
+        found = {}
+        for name, f in layers.items():
+            found[f"{name}.weight"] = factors.weight_gram(f, other.factors[name])
+            found[f"{name}.bias"] = factors.bias_grads(f) @ factors.bias_grads(other.factors[name]).mT
+        return found
 
     return Examples(
         losses,
-        grads=lambda: named(grad_of, lambda g: g),
-        squares=lambda: named(square_of, lambda g: g.square().sum(1)),
-        dots=lambda direction: torch.stack([dot_with(direction, at) for at in layers.values()]).sum(0),
+        grads=lambda: named(grad_of, factors.bias_grads),
+        squares=lambda: named(square_of, lambda f: factors.bias_grads(f).square().sum(1)),
+        hidden=lambda: named(hidden_of, factors.hidden_bias_squares),
+        dots=dot,
         weighted_sum=weighted_sum,
-        sum_of_squares=lambda: named(sum_of_squares_of, lambda g: g.square().sum(0)),
+        sum_of_squares=lambda: named(sum_of_squares_of, lambda f: factors.bias_grads(f).square().sum(0)),
+        grams=grams,
+        sketch=lambda key, dim: sketches.of_layers(key, dim, layers),
+        factors=layers,
     )
-
-
-def weight_grads(at: Placed, a: Float[Tensor, "n ..."], g: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-    """Every example's weight gradient [N, *shape] of a Linear or Conv layer with input `a` and output gradient `g`."""
-    if isinstance(at.layer, Linear):
-        return g[:, :, None] * a[:, None, :]
-    if len(a) and a.device.type == "cpu" and not torch.compiler.is_compiling():
-        # Measured: as fast as the gradient of the whole batch, where patches and products take two to four times that.
-        return torch.stack([_conv_weight_grad(at, a[i : i + 1], g[i : i + 1]) for i in range(len(a))])
-    conv = _conv(at)
-    patches = F.unfold(a, conv.kernel_size, padding=conv.padding, stride=conv.stride)
-    by_group = g.flatten(2).unflatten(1, (conv.groups, -1)) @ patches.unflatten(1, (conv.groups, -1)).mT
-    return by_group.reshape(len(a), *_weight_shape(at))
-
-
-def bias_grads(g: Float[Tensor, "n o *t"]) -> Float[Tensor, "n o"]:
-    """Every example's bias gradient: the output gradient, summed over positions."""
-    return g.flatten(2).sum(-1) if g.dim() > 2 else g
 
 
 def wide(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those of half precision as float32: three digits are too few for what follows from gradients."""
     return {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in tensors.items()}
-
-
-def _gram_squares(at: Placed, a: Tensor, g: Tensor) -> Tensor:
-    """`sum_{t,t'} (u_t . u_t')(g_t . g_t')` of every example, [N], without forming the patches u.
-
-    `u_t . u_t'` is the sum, over the kernel's offsets d, of the products of pixels `a_{t+d} . a_{t'+d}`: one product of
-    all pixels with all, then sums of its shifts, rows first and columns then.
-    """
-    conv = _conv(at)
-    margins = (conv.padding,) * 4
-    height, width = (side + 2 * conv.padding for side in at.in_shape[1:])
-    group = max(1, _CACHED // (height * width) ** 2)
-    step = len(a) if torch.compiler.is_compiling() else group
-
-    def of(a: Tensor, g: Tensor) -> Tensor:
-        pixels = F.pad(a, margins).flatten(2).unflatten(1, (conv.groups, -1))
-        products = (pixels.mT @ pixels).unflatten(-1, (height, width)).unflatten(-3, (height, width))
-        patches = _sum_of_shifts(_sum_of_shifts(products, conv, at.out_shape[1], -4), conv, at.out_shape[2], -3)
-        outputs = g.flatten(2).unflatten(1, (conv.groups, -1))
-        products = ((outputs.mT @ outputs).view_as(patches) * patches).flatten(1).sum(1)
-        return products.clamp(min=0)  # terms of both signs: a zero may come out as less
-
-    return torch.cat([of(*part) for part in zip(a.split(step), g.split(step), strict=True)])
-
-
-def _sum_of_shifts(products: Tensor, conv: Conv, count: int, axis: int) -> Tensor:
-    """Over the kernel's offsets: `products` at `count` positions of `axis` and of its counterpart two axes on."""
-
-    def shifted(offset: int) -> Tensor:
-        kept: list[Any] = [slice(None)] * 4
-        kept[axis] = kept[axis + 2] = slice(offset, offset + conv.stride * (count - 1) + 1, conv.stride)
-        return products[(..., *kept)]
-
-    total = shifted(0)
-    for offset in range(1, conv.kernel_size):
-        total = total + shifted(offset)
-    return total
-
-
-def _prefers_gram(at: Placed) -> bool:
-    """Whether products of pixels and of output gradients take less than forming the weight gradient, from shapes."""
-    conv = _conv(at)
-    (channels, height, width), (out_channels, *outputs) = at.in_shape, at.out_shape
-    positions = math.prod(outputs)
-    padded = (height + 2 * conv.padding) * (width + 2 * conv.padding)
-    additions = conv.groups * conv.kernel_size * positions * (padded + positions)
-    gram = padded**2 * channels + positions**2 * out_channels + _ADDITION * additions
-    return gram < out_channels * channels // conv.groups * conv.kernel_size**2 * positions
-
-
-def _conv_weight_grad(at: Placed, a: Tensor, g: Tensor) -> Tensor:
-    conv = _conv(at)
-    return conv2d_weight(a, list(_weight_shape(at)), g, conv.stride, conv.padding, groups=conv.groups)
-
-
-def _weight_shape(at: Placed) -> tuple[int, ...]:
-    conv = _conv(at)
-    return (at.out_shape[0], at.in_shape[0] // conv.groups, conv.kernel_size, conv.kernel_size)
-
-
-def _conv(at: Placed) -> Conv:
-    assert isinstance(at.layer, Conv)
-    return at.layer
-
-
-def _scaled(g: Tensor, weights: Tensor) -> Tensor:
-    return g * weights.to(g.dtype).view(-1, *[1] * (g.dim() - 1))

@@ -1,17 +1,18 @@
 """Second-order quantities and statistics of gradients: Hessian, Gauss-Newton, Fisher, tangent kernel, noise scale."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import grad, jvp, vjp, vmap
+from torch.func import grad, jacrev, jvp, vjp, vmap
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from alexnet_func import captures, per_sample, random, tape
-from alexnet_func.arch import ALEXNET, Arch, Linear, Placed
+from alexnet_func import captures, factors, per_sample, random, tape
+from alexnet_func.arch import ALEXNET, Arch, Linear
 from alexnet_func.checks import check_named_tensors, check_tensors, shapes_of
+from alexnet_func.factors import Factors
 from alexnet_func.model import Params
 
 Scalar = Callable[[Params], Tensor]
@@ -63,6 +64,7 @@ def fisher_diagonal(
     key: per_sample.Keys | None = None,
     method: per_sample.Method = "auto",
     chunk_size: int | None = None,
+    views: int | None = None,
 ) -> Params:
     """The diagonal of the empirical Fisher matrix, `mean_n g_n^2`, by parameter name; arguments as in `per_sample`.
 
@@ -72,9 +74,8 @@ def fisher_diagonal(
     count = per_sample.count(batch)
     if count == 0:
         raise ValueError("fisher_diagonal needs at least one example")
-    parts = per_sample.examples(
-        params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size
-    )
+    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    parts = per_sample.examples(params, batch, chunk_size=chunk_size, **options)
     sums = [part.sum_of_squares() for part in parts]
     return {name: torch.stack([part[name] for part in sums]).sum(0) / count for name in params}
 
@@ -88,6 +89,7 @@ def gradient_noise_scale(
     key: per_sample.Keys | None = None,
     method: per_sample.Method = "auto",
     chunk_size: int | None = None,
+    views: int | None = None,
 ) -> NoiseScale:
     """The simple noise scale tr(Sigma) / |G|^2 of McCandlish et al. 2018, equation 2.9; arguments as in `per_sample`.
 
@@ -100,7 +102,8 @@ def gradient_noise_scale(
     n = per_sample.count(batch)
     if n < 3:
         raise ValueError(f"gradient_noise_scale needs at least three examples, got {n}")
-    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "chunk_size": chunk_size}
+    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    options["chunk_size"] = chunk_size
     total, norms = per_sample.clipped_sum(params, batch, torch.inf, **options)
     mean = {name: g / n for name, g in total.items()}
     along = per_sample.dots(params, batch, mean, **options).double()
@@ -175,46 +178,77 @@ def top_eigenvalues(
 
 def empirical_ntk(
     params: Params,
-    x1: Float[Tensor, "n c h w"],
-    x2: Float[Tensor, "m c h w"] | None = None,
+    x1: Float[Tensor, "n ..."],
+    x2: Float[Tensor, "m ..."] | None = None,
     *,
     arch: Arch = ALEXNET,
-) -> Float[Tensor, "n m classes classes"]:
+    forward: Callable[[Params, Tensor], Tensor] | None = None,
+    of: Literal["classes", "trace", "sum"] = "classes",
+) -> Float[Tensor, "n m ..."]:
     """The empirical neural tangent kernel `J(x1) J(x2)^T` of the logits, [N, M, classes, classes] (Jacot et al. 2018).
 
-    `J` are the Jacobians of `forward` in evaluation by all parameters; `x2=None` means x1. By contraction layer by
-    layer of inputs and output gradients (Novak et al. 2022, "structured derivatives"): one forward and `classes`
-    backward passes, and no gradient of a linear layer is formed. A convolution's are: `classes * (N + M)` at a time.
+    `J` are the Jacobians of `model.forward` in evaluation by all parameters; `x2=None` means x1. With `of="trace"` it
+    is the kernel's trace over classes, [N, M], and with "sum" the kernel of the sum of the logits, [N, M], for one
+    backward pass (Mohamadi et al. 2023, "pseudo-NTK", without its division by the classes).
 
-    Errors as `model.forward` raises them.
+    By contraction layer by layer of inputs and output gradients (Novak et al. 2022, "structured derivatives"): one
+    forward and `classes` backward passes, and no gradient of a linear layer is formed; a convolution's are, 256 MB at a
+    time. `forward(params, x_n) -> [classes]`, a pure function of one unbatched example such as a lifted module, takes
+    the place of the arch: by `vmap(jacrev)`, which forms all Jacobians.
+
+    Raises ValueError for an unknown `of`; errors else as `model.forward` raises them.
     """
+    if of not in ("classes", "trace", "sum"):
+        raise ValueError(f'of must be "classes", "trace" or "sum", got {of!r}')
+    if forward is not None:
+        jacobians = _jacobians(forward, params, x1, of)
+        return _kernel_of_jacobians(jacobians, jacobians if x2 is None else _jacobians(forward, params, x2, of), of)
     with tape.without_tape(params, x1, x2):
-        one = _output_gradients(params, x1, arch)
-        other = one if x2 is None else _output_gradients(params, x2, arch)
-        kernels = [_layer_kernel(at, *one[name][1:], *other[name][1:]) for name, (at, _, _) in one.items()]
-        return torch.stack(kernels).sum(0)
+        one = _output_gradients(params, x1, arch, of)
+        other = one if x2 is None else _output_gradients(params, x2, arch, of)
+        return torch.stack([_layer_kernel(*pair, of) for pair in zip(one, other, strict=True)]).sum(0)
 
 
-def _output_gradients(params: Params, x: Tensor, arch: Arch) -> dict[str, tuple[Placed, Tensor, Tensor]]:
-    """Each layer, its inputs [N, ...] and every logit's gradients by its outputs [classes, N, ...]."""
+def _jacobians(forward: Callable[[Params, Tensor], Tensor], params: Params, x: Tensor, of: str) -> Params:
+    """Of every example's outputs, [N, classes, P] by parameter name; of their sum [N, 1, P]."""
+
+    def outputs(params: Params, example: Tensor) -> Tensor:
+        logits = forward(params, example)
+        return logits.sum()[None] if of == "sum" else logits
+
+    found = vmap(jacrev(outputs), in_dims=(None, 0))(params, x)
+    return {name: j[..., None].flatten(2) for name, j in found.items()}
+
+
+def _kernel_of_jacobians(one: Params, other: Params, of: str) -> Tensor:
+    pattern = "nkp,mlp->nmkl" if of == "classes" else "nkp,mkp->nm"
+    return torch.stack([torch.einsum(pattern, j, other[name]) for name, j in one.items()]).sum(0)
+
+
+def _output_gradients(params: Params, x: Tensor, arch: Arch, of: str) -> list[list[Factors]]:
+    """Each layer's factors of every logit, or of their sum."""
     tapped = captures.tap(params, x, arch=arch)
     classes = torch.eye(arch.num_classes, dtype=tapped.logits.dtype, device=x.device)
-    pulled = captures.wide(vmap(lambda c: tapped.pull(c.expand_as(tapped.logits)))(classes))
+    cotangents = classes.sum(0, keepdim=True) if of == "sum" else classes
+    pulled = captures.wide(vmap(lambda c: tapped.pull(c.expand_as(tapped.logits)))(cotangents))
     inputs = captures.wide(tapped.inputs)
-    return {name: (at, inputs[name], pulled[name]) for name, at in tapped.layers.items()}
+    return [[Factors(at, inputs[name], g) for g in pulled[name]] for name, at in tapped.layers.items()]
 
 
-def _layer_kernel(at: Placed, a1: Tensor, g1: Tensor, a2: Tensor, g2: Tensor) -> Tensor:
-    if isinstance(at.layer, Linear):
+def _layer_kernel(one: list[Factors], other: list[Factors], of: str) -> Tensor:
+    if of != "classes":
+        return torch.stack([factors.gram(f, g) for f, g in zip(one, other, strict=True)]).sum(0)
+    n, m, classes = factors.count(one[0]), factors.count(other[0]), len(one)
+    if isinstance(one[0].at.layer, Linear):
         # <g a^T, g' a'^T> + <g, g'>, the second from the bias.
-        return (a1 @ a2.mT + 1)[:, :, None, None] * torch.einsum("kno,lmo->nmkl", g1, g2)
+        outputs = torch.einsum("kno,lmo->nmkl", *(torch.stack([f.g for f in side]) for side in (one, other)))
+        return (one[0].a @ other[0].a.mT + 1)[:, :, None, None] * outputs
+    kernel = factors.gram(_joined(one), _joined(other))
+    return kernel.view(classes, n, classes, m).permute(1, 3, 0, 2)
 
-    def jacobian(a: Tensor, g: Tensor) -> Tensor:
-        weights = torch.stack([captures.weight_grads(at, a, of_class).flatten(1) for of_class in g])
-        biases = torch.stack([captures.bias_grads(of_class) for of_class in g])
-        return torch.cat([weights, biases], -1)
 
-    return torch.einsum("knp,lmp->nmkl", jacobian(a1, g1), jacobian(a2, g2))
+def _joined(classes: list[Factors]) -> Factors:
+    return Factors(classes[0].at, torch.cat([f.a for f in classes]), torch.cat([f.g for f in classes]))
 
 
 def _inner(a: Params, b: Params) -> Tensor:

@@ -14,6 +14,9 @@ g_n is the gradient of example n's own loss, without the 1/N of a mean.
   never forms all gradients of a linear layer unless asked for `grads`. "vmap": `vmap(grad(loss_fn))`, which forms them
   all; a `loss_fn` implies it. "auto": the measured faster one that serves. They agree to rounding.
 - `chunk_size`: so many examples at a time, for less memory; the results are those of the whole batch to rounding.
+- `views`: every example comes in so many views, x [N, K, C, H, W], and its loss is the mean over them: augmentation
+  multiplicity (De et al. 2022). View k of an example whose key is e has the key `split(e, K)[k]`. K examples' gradients
+  are never formed for one. A `loss_fn` is still one of a single view and its label; None: there is no such axis.
 
 Guarantees. Results are those of a loop of `grad` over the examples, to rounding: norms within 1e-5 relative in float32.
 They have float32 for parameters of half precision, else the parameters' dtype. Pure, and differentiable and mappable
@@ -28,6 +31,8 @@ themselves: `grad` and `vmap` over parameters work, and `torch.compile` takes th
 | `max_norm` inf | the plain sum: N times the gradient of the mean loss |
 | `max_norm` negative or NaN | ValueError (a tensor on a GPU is not looked at) |
 | a non-finite example | its norm is not finite; the clipped sum is NaN in every entry its gradient may touch |
+| the same, `nonfinite="zero"` | its norm is not finite; the clipped sum is that of the others |
+| views=1 | the same as without views, of x [N, 1, C, H, W] |
 
 Raises, besides what `loss_fn` raises: ValueError for an unknown method, for "layerwise" with a `loss_fn`, for a
 `chunk_size` below 1, for parts of a batch that differ in N; TypeError for a `max_norm` that is no number.
@@ -43,16 +48,20 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
-from alexnet_func import captures, losses, random
+from alexnet_func import captures, factors, losses, random, sketches
 from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.captures import Examples
-from alexnet_func.checks import check_named_tensors, check_number, check_tensors, shapes_of
+from alexnet_func.checks import check_named_tensors, check_number, check_tensors, shapes_of, visible
 from alexnet_func.model import Params
 from alexnet_func.ops import square_root
+from alexnet_func.threefry import split_each
 
 Method = Literal["auto", "layerwise", "vmap"]
 Loss = Callable[..., Tensor]
 Keys = Int32[Tensor, "*k 2"]
+# Of examples and their squared norms by name: each one's weight in a sum, also by name, and who may be in it at all.
+Scaled = tuple[captures.Weights, Tensor | None]
+Scale = Callable[[Examples, Params], Scaled]
 
 
 def grads(
@@ -64,13 +73,16 @@ def grads(
     key: Keys | None = None,
     method: Method = "auto",
     chunk_size: int | None = None,
+    views: int | None = None,
 ) -> Params:
     """Every example's gradient, [N, *shape] by parameter name: N times the memory of the parameters.
 
     Row n is `grad(loss)` of example n alone, to rounding; what is not finite in it is not finite here. N = 0 gives
     [0, *shape].
     """
-    parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
+    parts = examples(
+        params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size, views=views
+    )
     return _joined([part.grads() for part in parts])
 
 
@@ -83,6 +95,7 @@ def norms(
     key: Keys | None = None,
     method: Method = "auto",
     chunk_size: int | None = None,
+    views: int | None = None,
 ) -> Float[Tensor, "n"]:
     """The 2-norm of every example's gradient over all parameters, [N].
 
@@ -91,8 +104,10 @@ def norms(
     0 for a zero gradient; inf or NaN for an example whose gradient is not finite, or whose squares overflow, and for
     no other. N = 0 gives [0].
     """
-    parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
-    return torch.cat([_norms(part) for part in parts])
+    parts = examples(
+        params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size, views=views
+    )
+    return torch.cat([total_norm(part.squares()) for part in parts])
 
 
 def layer_norms(
@@ -104,12 +119,15 @@ def layer_norms(
     key: Keys | None = None,
     method: Method = "auto",
     chunk_size: int | None = None,
+    views: int | None = None,
 ) -> dict[str, Float[Tensor, "n"]]:
     """The 2-norm of every example's gradient by each parameter, [N] by parameter name.
 
     Their squares add up to the squares of `norms`, and the same holds for each of them.
     """
-    parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
+    parts = examples(
+        params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size, views=views
+    )
     return _joined([{name: square_root(square) for name, square in part.squares().items()} for part in parts])
 
 
@@ -123,6 +141,7 @@ def dots(
     key: Keys | None = None,
     method: Method = "auto",
     chunk_size: int | None = None,
+    views: int | None = None,
 ) -> Float[Tensor, "n"]:
     """`<g_n, direction>` for every example, [N]: how fast its loss rises along `direction`, which is like `params`.
 
@@ -131,7 +150,9 @@ def dots(
     """
     check_tensors(params, "params")
     check_named_tensors(shapes_of(params), direction, "direction")
-    parts = examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size)
+    parts = examples(
+        params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size, views=views
+    )
     return torch.cat([part.dots(direction) for part in parts])
 
 
@@ -141,30 +162,41 @@ def clipped_sum(
     max_norm: float | Float[Tensor, ""],
     *,
     weights: Float[Tensor, "n"] | None = None,
+    nonfinite: Literal["propagate", "zero"] = "propagate",
     arch: Arch = ALEXNET,
     loss_fn: Loss | None = None,
     key: Keys | None = None,
     method: Method = "auto",
     chunk_size: int | None = None,
+    views: int | None = None,
 ) -> tuple[Params, Float[Tensor, "n"]]:
     """`sum_n w_n min(1, max_norm / |g_n|) g_n` by parameter name, and the norms |g_n| before clipping, [N].
 
     Abadi et al. 2016, algorithm 1, without an epsilon: nothing is scaled up, and no clipped gradient is longer than
     `max_norm` but by rounding. `weights` w_n are 1 unless given; 0 leaves an example out, as padding needs, if its
     gradient is finite. A zero gradient has scale 1; `max_norm` 0 gives zeros and inf the plain sum, N times the
-    gradient of the mean loss; an example whose norm is not finite makes the sum NaN. N = 0 gives zeros.
+    gradient of the mean loss. An example whose norm is not finite makes the sum NaN, or contributes nothing to it with
+    `nonfinite="zero"`. N = 0 gives zeros.
     """
-    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method}
-    clipped, found, _ = clipped_sum_and_losses(
-        params, batch, max_norm, weights=weights, chunk_size=chunk_size, **options
-    )
-    return clipped, found
+    check_number("max_norm", max_norm, accepted="must not be negative or NaN")
+    if nonfinite not in ("propagate", "zero"):
+        raise ValueError(f'nonfinite must be "propagate" or "zero", got {nonfinite!r}')
+
+    def scale(part: Examples, squares: Params) -> Scaled:
+        norms = total_norm(squares)
+        if nonfinite == "zero":
+            return scale_to(norms, max_norm), norms.isfinite()
+        return scale_to(norms, max_norm).where(norms.isfinite(), torch.nan), None
+
+    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    total, found, _ = scaled_sum(params, batch, scale, weights=weights, chunk_size=chunk_size, **options)
+    return total, found
 
 
-def clipped_sum_and_losses(
+def scaled_sum(
     params: Params,
     batch: Any,
-    max_norm: float | Float[Tensor, ""],
+    scale: Scale,
     *,
     weights: Float[Tensor, "n"] | None = None,
     arch: Arch = ALEXNET,
@@ -172,26 +204,113 @@ def clipped_sum_and_losses(
     key: Keys | None = None,
     method: Method = "auto",
     chunk_size: int | None = None,
+    views: int | None = None,
 ) -> tuple[Params, Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """`clipped_sum`, and the examples' losses [N], which the forward pass gives anyway."""
-    check_number("max_norm", max_norm, accepted="must not be negative or NaN")
+    """`sum_n w_n s_n g_n`, s = `scale(examples, squares)`; the norms; and the losses, which the forward pass gives."""
     if weights is not None and weights.shape != (count(batch),):
         raise ValueError(f"weights must have shape [{count(batch)}], one an example, got {list(weights.shape)}")
     totals: Params = {}
     norm_parts: list[Tensor] = []
     loss_parts: list[Tensor] = []
     first = 0
-    for part in examples(params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size):
-        norm = _norms(part)
-        scale = _scale(norm, max_norm)
+    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    for part in examples(params, batch, chunk_size=chunk_size, **options):
+        squares = part.squares()
+        norm = total_norm(squares)
+        scales, keep = scale(part, squares)
+        if keep is not None and (seen := visible(keep)) is not None and bool(seen.all()):
+            keep = None  # where nobody is left out nothing need be masked
         if weights is not None:
-            scale = scale * weights[first : first + len(norm)]
+            own = weights[first : first + len(norm)]
+            scales = scales * own if isinstance(scales, Tensor) else {name: s * own for name, s in scales.items()}
         first += len(norm)
-        summed = part.weighted_sum(scale)
+        summed = part.weighted_sum(scales, keep)
         totals = {name: totals[name] + total for name, total in summed.items()} if totals else summed
         norm_parts.append(norm)
         loss_parts.append(part.losses)
     return totals, torch.cat(norm_parts), torch.cat(loss_parts)
+
+
+def scale_to(norms: Float[Tensor, "n"], max_norm: float | Tensor) -> Float[Tensor, "n"]:
+    """`min(1, max_norm / norm)`, 1 for a zero norm, with a derivative that is finite everywhere."""
+    # Where nothing is scaled no norm is divided by, as the derivative of a quotient that is not taken counts too.
+    longer = norms > max_norm
+    return torch.where(longer, max_norm / norms.where(longer, 1.0), 1.0)
+
+
+def gram(
+    params: Params,
+    batch: Any,
+    other: Any = None,
+    *,
+    arch: Arch = ALEXNET,
+    loss_fn: Loss | None = None,
+    key: Keys | None = None,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    views: int | None = None,
+) -> Float[Tensor, "n m"]:
+    """`<g_n, g_m>` of every example of `batch` with every one of `other`, [N, M]; None: with those of `batch`.
+
+    By layer: a linear layer's gradients are not formed, a convolution's a few at a time. What else is in memory are the
+    layers' inputs and output gradients of all N + M examples, or of `chunk_size` of each, whose passes are then done
+    N / chunk_size times. Example m of `other` has the key that example m of `batch` has.
+    """
+    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    return _tiled(
+        params, batch, other, lambda one, two: torch.stack(list(one.grams(two).values())).sum(0), chunk_size, options
+    )
+
+
+def layer_grams(
+    params: Params,
+    batch: Any,
+    other: Any = None,
+    *,
+    arch: Arch = ALEXNET,
+    loss_fn: Loss | None = None,
+    key: Keys | None = None,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    views: int | None = None,
+) -> dict[str, Float[Tensor, "n m"]]:
+    """`gram` of the gradients by each parameter, [N, M] by parameter name; their sum is `gram`."""
+    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    stacked = _tiled(
+        params,
+        batch,
+        other,
+        lambda one, two: torch.stack([one.grams(two)[name] for name in params], -1),
+        chunk_size,
+        options,
+    )
+    return dict(zip(params, stacked.unbind(-1), strict=True))
+
+
+def project(
+    params: Params,
+    batch: Any,
+    key: Keys,
+    dim: int,
+    *,
+    dropout_key: Keys | None = None,
+    arch: Arch = ALEXNET,
+    loss_fn: Loss | None = None,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    views: int | None = None,
+) -> Float[Tensor, "n dim"]:
+    """Every example's gradient times a random matrix [P, dim] that `key` stands for and that is never stored, [N, dim].
+
+    Products of gradients are kept on average over keys, with a standard deviation of at most `sqrt(8 / dim) |g| |g'|`,
+    for most `sqrt(2 / dim)`: see `sketches`. By layer: a linear layer's gradients are not formed. `dropout_key` is what
+    `key` is elsewhere. Raises ValueError for a `dim` below 1.
+    """
+    random.check_key(key)
+    if dim < 1:
+        raise ValueError(f"dim must be at least 1, got {dim}")
+    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": dropout_key, "method": method, "views": views}
+    return torch.cat([part.sketch(key, dim) for part in examples(params, batch, chunk_size=chunk_size, **options)])
 
 
 def materialised(params: Params, batch: Any, loss_fn: Loss, keys: Int32[Tensor, "n 2"] | None) -> Examples:
@@ -209,7 +328,7 @@ def materialised(params: Params, batch: Any, loss_fn: Loss, keys: Int32[Tensor, 
     by_name = captures.wide(by_name)
 
     def sum_each(products: Tensor) -> Tensor:
-        return products[..., None].flatten(1).sum(1)  # the gradients of a scalar parameter have no axis but the first
+        return _rows(products).sum(1)
 
     def dot(direction: Params) -> Tensor:
         return torch.stack([sum_each(g * direction[name].to(g.dtype)) for name, g in by_name.items()]).sum(0)
@@ -218,13 +337,28 @@ def materialised(params: Params, batch: Any, loss_fn: Loss, keys: Int32[Tensor, 
         values,
         grads=lambda: by_name,
         squares=lambda: {name: sum_each(g.square()) for name, g in by_name.items()},
+        hidden=lambda: {name: g.new_zeros(len(g)) for name, g in by_name.items()},
         dots=dot,
-        weighted_sum=lambda weights: {name: torch.tensordot(weights.to(g.dtype), g, 1) for name, g in by_name.items()},
+        weighted_sum=lambda weights, keep: {
+            name: factors.weighted(g, factors.of_name(weights, name), keep) for name, g in by_name.items()
+        },
         sum_of_squares=lambda: {name: g.square().sum(0) for name, g in by_name.items()},
+        grams=lambda other: {name: _rows(by_name[name]) @ _rows(g).mT for name, g in other.grads().items()},
+        sketch=lambda key, dim: sketches.of_tensors(key, dim, by_name),
+        factors={},
     )
 
 
-def examples(
+def _rows(grads: Tensor) -> Tensor:
+    return grads[..., None].flatten(1)  # the gradients of a scalar parameter have no axis but the first
+
+
+def examples(params: Params, batch: Any, **options: Any) -> Iterator[Examples]:
+    """What can be asked about the examples' gradients, a chunk at a time: see `captures.Examples`."""
+    return (chunk() for chunk in chunks(params, batch, **options))
+
+
+def chunks(
     params: Params,
     batch: Any,
     *,
@@ -233,8 +367,9 @@ def examples(
     key: Keys | None = None,
     method: Method = "auto",
     chunk_size: int | None = None,
-) -> Iterator[Examples]:
-    """What can be asked about the examples' gradients, a chunk at a time: see `captures.Examples`."""
+    views: int | None = None,
+) -> list[Callable[[], Examples]]:
+    """A call for each chunk of the examples, which passes them through the network."""
     if method not in ("auto", "layerwise", "vmap"):
         raise ValueError(f'method must be "auto", "layerwise" or "vmap", got {method!r}')
     if method == "layerwise" and loss_fn is not None:
@@ -243,19 +378,23 @@ def examples(
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     check_tensors(params, "params")
     n = count(batch)
+    if views is not None:
+        _check_views(batch, views)
     if key is not None:
         random.check_key(key, rows=n)
         key = random.split(key, n) if key.dim() == 1 else key
     by_vmap = method == "vmap" or loss_fn is not None
     loss = functools.partial(losses.loss_fn, arch=arch) if loss_fn is None else loss_fn
     step = max(1, n) if chunk_size is None else chunk_size
-    for first in range(0, max(1, n), step):
-        part = pytree.tree_map(lambda t, first=first: t[first : first + step], batch)
+
+    def chunk(first: int) -> Examples:
+        part = pytree.tree_map(lambda t: t[first : first + step], batch)
         keys = None if key is None else key[first : first + step]
         if by_vmap:
-            yield materialised(params, part, loss, keys)
-        else:
-            yield captures.captured(params, part, arch=arch, key=keys)
+            return materialised(params, part, loss if views is None else _mean_over_views(loss), keys)
+        return captures.captured(params, *_flat(part, keys, views), arch=arch)
+
+    return [functools.partial(chunk, first) for first in range(0, max(1, n), step)]
 
 
 def count(batch: Any) -> int:
@@ -273,17 +412,57 @@ def count(batch: Any) -> int:
     return count
 
 
-def _norms(examples: Examples) -> Tensor:
-    return square_root(torch.stack(list(examples.squares().values())).sum(0))
-
-
-def _scale(norms: Tensor, max_norm: float | Tensor) -> Tensor:
-    # A norm that is not finite must not hide: max_norm / inf would be 0. Where nothing is scaled no norm is divided by,
-    # as the derivative of a quotient that is not taken must be finite too.
-    longer = norms > max_norm
-    scale = torch.where(longer, max_norm / norms.where(longer, 1.0), 1.0)
-    return torch.where(norms.isfinite(), scale, torch.nan)
+def total_norm(squares: Params) -> Float[Tensor, "n"]:
+    """The root of the sum of squared norms by name."""
+    return square_root(torch.stack(list(squares.values())).sum(0))
 
 
 def _joined(parts: list[Params]) -> Params:
     return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _check_views(batch: Any, views: int) -> None:
+    x, _ = losses.check_pair(batch)
+    if views < 1:
+        raise ValueError(f"views must be at least 1, got {views}")
+    if x.dim() < 2 or x.shape[1] != views:
+        raise ValueError(f"with views={views} x must be [N, {views}, ...], every example's views, got {list(x.shape)}")
+
+
+def _flat(batch: losses.Batch, keys: Tensor | None, views: int | None) -> tuple[losses.Batch, Tensor | None, int]:
+    """The views of all examples as one batch, each with its label and its own key."""
+    if views is None:
+        return batch, keys, 1
+    x, y = batch
+    own = None if keys is None else split_each(keys, views).flatten(0, 1)
+    return (x.flatten(0, 1), y.repeat_interleave(views)), own, views
+
+
+def _mean_over_views(loss: Loss) -> Loss:
+    def of_example(params: Params, example: losses.Batch, key: Tensor | None = None) -> Tensor:
+        x, y = example
+        if key is None:
+            return vmap(lambda view: loss(params, (view, y)))(x).mean()
+        return vmap(lambda view, own: loss(params, (view, y), key=own))(x, random.split(key, len(x))).mean()
+
+    return of_example
+
+
+def _tiled(
+    params: Params,
+    batch: Any,
+    other: Any,
+    of: Callable[[Examples, Examples], Tensor],
+    chunk_size: int | None,
+    options: Any,
+) -> Tensor:
+    """`of` of all examples of one batch and all of the other, [N, M, ...], in tiles of chunks; None: the same batch."""
+    rows = chunks(params, batch, chunk_size=chunk_size, **options)
+    columns = rows if other is None else chunks(params, other, chunk_size=chunk_size, **options)
+    tiles: list[list[Tensor]] = []
+    for i, chunk in enumerate(rows):
+        one = chunk()
+        before = [tiles[j][i].transpose(0, 1) for j in range(i)] if other is None else []
+        own = [of(one, one)] if other is None else []
+        tiles.append(before + own + [of(one, column()) for column in columns[len(before) + len(own) :]])
+    return torch.cat([torch.cat(row, 1) for row in tiles])

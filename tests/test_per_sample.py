@@ -6,7 +6,7 @@ import torchvision
 from torch.func import grad, vmap
 
 import alexnet_func as af
-from alexnet_func import captures, per_sample
+from alexnet_func import factors, per_sample
 from alexnet_func.arch import LRN
 from parity import criteria
 from tests.conftest import ARCHS, TINY, images, tiny_loss
@@ -25,6 +25,10 @@ def looped(params, batch, key, arch=TINY):
 
 def norms_of(grads):
     return torch.stack([g.double().flatten(1).square().sum(1) for g in grads.values()]).sum(0).sqrt()
+
+
+def unscaled(part, squares):
+    return torch.ones_like(part.losses), None
 
 
 def close(ours, theirs):
@@ -82,12 +86,12 @@ def test_every_function_is_a_loop_over_the_examples(params, batch, loop, directi
         close({"norms": found, **ours}, {"norms": norms, **clipped})
     losses = [tiny_loss(params, (x[None], y[None])) for x, y in zip(*batch, strict=True)]
     if not dropout:
-        close({"": per_sample.clipped_sum_and_losses(params, batch, 1.0, **options)[2]}, {"": torch.stack(losses)})
+        close({"": per_sample.scaled_sum(params, batch, unscaled, **options)[2]}, {"": torch.stack(losses)})
 
 
 @pytest.mark.parametrize("form", ["gram", "instantiated", "patches"])
 def test_every_form_of_a_convolutions_norm_is_the_same(params, batch, loop, monkeypatch, form):
-    monkeypatch.setattr(captures, "_prefers_gram", lambda at: form == "gram")
+    monkeypatch.setattr(factors, "by_products", lambda at, views: form == "gram")
     if form == "patches":
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     expected = {name: g.flatten(1).norm(dim=1) for name, g in loop[False].items()}
@@ -102,7 +106,7 @@ def test_every_form_of_a_convolutions_norm_is_the_same(params, batch, loop, monk
 def test_the_cheaper_form_is_chosen_from_shapes():
     chosen = {
         arch.name: [
-            captures._prefers_gram(at)
+            factors.by_products(at, 1)
             for at in af.arch.place(arch, (3, arch.image_size, arch.image_size))
             if isinstance(at.layer, af.arch.Conv)
         ]

@@ -6,8 +6,8 @@ import torch
 from scipy import stats
 
 import alexnet_func as af
-from alexnet_func import optim, privacy, train
-from tests.conftest import TINY, images, tiny_loss
+from alexnet_func import optim, per_sample, privacy, train
+from tests.conftest import ARCHS, TINY, images, tiny_loss
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +132,141 @@ def test_epsilon_of_abadis_example():
     assert privacy.epsilon(1.0, 0.01, 0, 1e-5) == 0
 
 
+# The guarantee: one example, whatever it holds, changes the sum of a step by at most max_norm.
+
+
+def adversary(x, kind):
+    """One image to be put in the place of another."""
+    made = {
+        "huge": lambda: x * 1e18,
+        "large": lambda: x * 1e6,
+        "constant": lambda: torch.full_like(x, 1e5),
+        "nan": lambda: torch.full_like(x, torch.nan),
+        "one inf": lambda: torch.cat([x.flatten()[:-1], x.new_tensor([torch.inf])]).view_as(x),
+        "tiny": lambda: x * 1e-30,
+    }
+    return made[kind]()
+
+
+KINDS = ("huge", "large", "constant", "nan", "one inf", "tiny")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"method": "vmap"}, {"chunk_size": 2}, {"views": 2}], ids=str)
+def test_one_example_changes_the_sum_by_at_most_the_bound(key, options, dtype, kind):
+    held_by_every_layer(af.init(key, TINY, dtype=dtype), TINY, options, kind, key)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_example_changes_the_sum_of_alexnet_cifar_by_at_most_the_bound(key, kind):
+    arch = af.arch.ALEXNET_CIFAR
+    held_by_every_layer(af.init(key, arch), arch, {}, kind, key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"method": "vmap"}, {"views": 2}], ids=str)
+def test_so_it_does_in_every_dtype_by_every_route(key, options, dtype, kind):
+    arch = af.arch.ALEXNET_CIFAR
+    held_by_every_layer(af.init(key, arch, dtype=dtype), arch, options, kind, key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch.image_size > 32], ids=lambda arch: arch.name)
+def test_one_example_changes_the_sum_of_large_networks_by_at_most_the_bound(key, arch, kind):
+    held_by_every_layer(af.init(key, arch), arch, {}, kind, key)
+
+
+def held_by_every_layer(params, arch, options, kind, key):
+    bound = 0.7
+    x, y = images(arch, 3, next(iter(params.values())).dtype)
+    other = torch.cat([adversary(x[:1], kind), x[1:]])
+    if "views" in options:
+        x, other = (torch.stack([t, t.flip(-1)], 1) for t in (x, other))
+    grad_fn = privacy.dp_grad_fn(bound, 0.0, 1.0, arch=arch, **options)
+    without = grad_fn(params, (x, y, torch.tensor([0.0, 1, 1])), key)[0]
+    for given in (x, other):
+        with_it, metrics = grad_fn(params, (given, y, torch.ones(3)), key)
+        change = (
+            torch.stack([(g.double() - without[n].double()).square().sum() for n, g in with_it.items()]).sum().sqrt()
+        )
+        assert change <= bound * (1 + 1e-5)
+        assert metrics["loss"].isfinite()
+    if kind in ("nan", "one inf"):
+        assert metrics["nonfinite"] == 1
+        assert change == 0
+
+
+def test_clipping_by_layer_holds_every_layers_own_bound(params, batch, key):
+    bounds = {name: 0.05 * (i + 1) for i, name in enumerate(params)}
+    grads, metrics = privacy.dp_grad_fn(bounds, 2.0, 4.0, arch=TINY)(params, batch, key)
+    keys = af.random.split(af.random.split(key)[0], 6)
+    each = [torch.func.grad(tiny_loss)(params, (x, y), key=k) for x, y, k in zip(*batch, keys, strict=True)]
+    noise, sensitivity = noise_of(params, key), math.sqrt(sum(b**2 for b in bounds.values()))
+    for name, bound in bounds.items():
+        total = sum(g[name] * min(1, bound / g[name].norm()) for g in each)
+        torch.testing.assert_close(grads[name], (total + 2 * sensitivity * noise[name]) / 4, rtol=1e-10, atol=1e-13)
+    clipped = [any(g[name].norm() > bound for name, bound in bounds.items()) for g in each]
+    assert metrics["clipped"] == pytest.approx(sum(clipped) / 6)
+
+
+def test_one_bad_image_leaves_the_others_update(params, batch, key):
+    x, y = batch
+    bad = x.clone()
+    bad[2] = torch.nan
+    grad_fn = privacy.dp_grad_fn(0.5, 1.0, 4.0, arch=TINY)
+    ours, metrics = grad_fn(params, (bad, y), key)
+    theirs, others = grad_fn(params, (x, y, torch.tensor([1.0, 1, 0, 1, 1, 1])), key)
+    for name, g in theirs.items():
+        torch.testing.assert_close(ours[name], g, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(metrics["loss"], others["loss"])
+    assert metrics["count"], metrics["nonfinite"] == (6, 1)
+    clipped, norms = per_sample.clipped_sum(params, (bad, y), 0.5, arch=TINY, nonfinite="zero")
+    assert norms.isfinite().tolist() == [True, True, False, True, True, True]
+    good = per_sample.clipped_sum(params, (x[[0, 1, 3, 4, 5]], y[[0, 1, 3, 4, 5]]), 0.5, arch=TINY)[0]
+    for name, g in good.items():
+        torch.testing.assert_close(clipped[name], g, rtol=1e-12, atol=1e-14)
+
+
+def test_a_truncated_sample_is_a_random_one_of_those_drawn(key):
+    """Were the last ones left out, the first would be in every batch that they are drawn for."""
+    counts, kept = torch.zeros(40), []
+    for k in af.random.split(key, 600):
+        index, weights = privacy.poisson_sample(k, 40, 0.5, 12)
+        drawn = af.random.bernoulli(k, 0.5, (40,))
+        assert drawn[index[weights > 0]].all()
+        assert weights.sum() == min(12, int(drawn.sum()))
+        assert (index[weights > 0].diff() > 0).all()
+        counts.index_add_(0, index, weights)
+        kept.append(int(weights.sum()))
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_epsilon_accounts_for_truncated_samples_and_never_asks_for_much_memory():
+    plain = privacy.epsilon(1.0, 0.01, 200, 1e-5)
+    rare = privacy.epsilon(1.0, 0.01, 200, 1e-5, examples=10_000, size=200)
+    often = privacy.epsilon(1.0, 0.01, 200, 1e-5, examples=10_000, size=90)
+    assert rare == pytest.approx(plain, rel=1e-3)
+    assert often > rare
+    assert privacy.epsilon(math.inf, 0.01, 10, 1e-5) == 0
+    small = [
+        privacy.epsilon(noise, rate, steps, 1e-5) for noise, rate, steps in ((1e-3, 0.01, 10), (1e-2, 1.0, 10_000))
+    ]
+    assert all(100 < value < math.inf for value in small)
+    # Mironov 2017, proposition 3 and corollary 3: an upper bound, and above the exact epsilon of one Gaussian.
+    exact = 0.5 / 0.05**2 + stats.norm.isf(1e-5) / 0.05
+    assert exact < privacy.epsilon(0.05, 1.0, 1, 1e-5) < 2 * exact
+
+
+@pytest.mark.parametrize(("target", "rate", "steps"), [(3.0, 0.05, 300), (0.5, 0.01, 100)])
+def test_noise_for_is_the_least_that_keeps_epsilon(target, rate, steps):
+    noise = privacy.noise_for(target, 1e-5, rate, steps)
+    assert privacy.epsilon(noise, rate, steps, 1e-5) <= target < privacy.epsilon(0.995 * noise, rate, steps, 1e-5)
+
+
 @pytest.mark.errors
 def test_mistakes_are_named(key):
     with pytest.raises(ValueError, match="max_norm must be positive and finite, got 0"):
@@ -148,6 +283,26 @@ def test_mistakes_are_named(key):
         privacy.padded_size(10, 0.0)
     with pytest.raises(ValueError, match=r"0 < delta < 1, got 1.0, 0.1, 10 and 0"):
         privacy.epsilon(1.0, 0.1, 10, 0)
+    with pytest.raises(ValueError, match="examples and size belong together, 1 <= size <= examples, got 10 and None"):
+        privacy.epsilon(1.0, 0.1, 10, 1e-5, examples=10)
+    with pytest.raises(ValueError, match="the epsilon aimed at must be positive, got 0"):
+        privacy.noise_for(0, 1e-5, 0.1, 10)
+
+
+@pytest.mark.errors
+def test_weights_that_void_the_guarantee_are_refused(params, batch, key):
+    grad_fn = privacy.dp_grad_fn(0.5, 1.0, 4.0, arch=TINY)
+    for wrong in (torch.full((6,), 100.0), torch.tensor([1.0, 1, 1, 1, 1, -1]), torch.full((6,), torch.nan)):
+        with pytest.raises(ValueError, match="weights must be 0 or 1, as another one voids the guarantee"):
+            grad_fn(params, (*batch, wrong), key)
+    with pytest.raises(TypeError, match="weights must be floating-point zeros and ones"):
+        grad_fn(params, (*batch, batch[1]), key)
+    with pytest.raises(ValueError, match="max_norm must name every parameter"):
+        privacy.dp_grad_fn({"a": 1.0}, 1.0, 4.0, arch=TINY)(params, batch, key)
+    with pytest.raises(ValueError, match=r"features.0.bias must be positive and finite, got 0"):
+        privacy.dp_grad_fn({"features.0.bias": 0.0}, 1.0, 4.0)
+    with pytest.raises(ValueError, match='nonfinite must be "propagate" or "zero"'):
+        per_sample.clipped_sum(params, batch, 1.0, arch=TINY, nonfinite="skip")
 
 
 def test_without_the_library_epsilon_says_what_to_install(monkeypatch):

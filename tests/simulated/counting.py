@@ -55,9 +55,25 @@ def _convolution_backward(g: Tensor, x: Tensor, w: Tensor, biases: Any, *how: An
     return maps[0] if wanted[0] else None, maps[1] if wanted[1] else None, bias
 
 
-# There is no cuDNN to call, and jiterated kernels need a driver that compiles.
+def _fft_r2c(x: Tensor, dims: list[int], normalization: int, onesided: bool) -> Tensor:
+    _launch(1)
+    shape = list(x.shape)
+    shape[dims[-1]] = shape[dims[-1]] // 2 + 1 if onesided else shape[dims[-1]]
+    return torch.empty(shape, dtype=x.dtype.to_complex(), device=x.device)
+
+
+def _fft_c2r(x: Tensor, dims: list[int], normalization: int, last: int) -> Tensor:
+    _launch(1)
+    shape = list(x.shape)
+    shape[dims[-1]] = last
+    return torch.empty(shape, dtype=x.dtype.to_real(), device=x.device)
+
+
+# There is no cuDNN or cuFFT to call, and jiterated kernels need a driver that compiles.
 _LIBRARY = torch.library.Library("aten", "IMPL")
 with warnings.catch_warnings(action="ignore"):
     _LIBRARY.impl("convolution", _convolution, "CUDA")
     _LIBRARY.impl("convolution_backward", _convolution_backward, "CUDA")
+    _LIBRARY.impl("_fft_r2c", _fft_r2c, "CUDA")
+    _LIBRARY.impl("_fft_c2r", _fft_c2r, "CUDA")
     _LIBRARY.impl("erfinv", lambda x: (_launch(1), torch.empty_like(x))[1], "CUDA")

@@ -1,0 +1,85 @@
+"""Which training examples pull a prediction, and how alike examples' gradients are: short formulas over `per_sample`.
+
+    features = per_sample.project(params, batch, key, 4096, arch=arch)       # [N, 4096], once
+    asked = per_sample.project(params, test, key, 4096, arch=arch)           # [M, 4096], with the same key
+    scores = influence.influence(features, asked, damping=1e-3)              # [M, N]: how much n lowers m's loss
+
+`keywords` are those of `per_sample`.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alexnet_func import per_sample
+from alexnet_func.model import Params
+
+
+def cosines(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """The cosines of the angles between the vectors whose products are `gram`; 0 beside a zero vector."""
+    norms = gram.diagonal().clamp(min=0).sqrt()
+    return torch.where(norms.outer(norms) > 0, gram / norms.outer(norms), 0).clamp(-1, 1)
+
+
+def gradient_diversity(params: Params, batch: Any, **keywords: Any) -> Float[Tensor, ""]:
+    """`sum_n |g_n|^2 / |sum_n g_n|^2`: 1 / N where all gradients are alike, 1 where they are orthogonal.
+
+    N times it bounds the batch size up to which SGD speeds up (Yin et al. 2018, definition 1 and theorem 3).
+    """
+    total, norms = per_sample.clipped_sum(params, batch, torch.inf, **keywords)
+    return norms.square().sum() / torch.stack([g.square().sum() for g in total.values()]).sum()
+
+
+def coherence(params: Params, batch: Any, **keywords: Any) -> Float[Tensor, ""]:
+    """`|mean_n g_n|^2 / mean_n |g_n|^2`, the share of gradients that all examples have in common, 0 to 1.
+
+    Chatterjee and Zielinski 2020, "Making coherence out of nothing at all", equation 1 on a sample; 1 over N times
+    `gradient_diversity`.
+    """
+    return 1 / (per_sample.count(batch) * gradient_diversity(params, batch, **keywords))
+
+
+def tracin(
+    checkpoints: Iterable[tuple[Params, float]], batch: Any, other: Any, **keywords: Any
+) -> Float[Tensor, "n m"]:
+    """`sum_t lr_t <g_n(params_t), g_m(params_t)>` over checkpoints of a run, each with its learning rate, [N, M].
+
+    How much training example n of `batch` has lowered the loss of example m of `other`, to first order: TracInCP of
+    Pruthi et al. 2020. Raises ValueError without a checkpoint.
+    """
+    products = [rate * per_sample.gram(params, batch, other, **keywords) for params, rate in checkpoints]
+    if not products:
+        raise ValueError("tracin needs at least one checkpoint")
+    return torch.stack(products).sum(0)
+
+
+def influence(train: Float[Tensor, "n d"], asked: Float[Tensor, "m d"], damping: float = 1e-3) -> Float[Tensor, "m n"]:
+    """`<h_m, (F + damping tr(F) / d I)^-1 g_n> / N`: by how much the loss of m would rise without example n.
+
+    Koh and Liang 2017, equation 2, with the empirical Fisher matrix `F = sum_n g_n g_n^T / N` for the Hessian, of
+    gradients that `per_sample.project` has made short by one key (Park et al. 2023, TRAK; Schioppa et al. 2022), or of
+    whole ones: [N, P] of a small network. `damping` is relative to F's mean eigenvalue. Solved in float64 in the
+    smaller of N and d dimensions.
+
+    Raises ValueError unless both have one dimension d, N >= 1 and damping is positive.
+    """
+    if train.dim() != 2 or asked.dim() != 2 or train.shape[1] != asked.shape[1] or not len(train):
+        raise ValueError(
+            f"train [N, d] and asked [M, d] must fit, N >= 1, got {list(train.shape)} and {list(asked.shape)}"
+        )
+    if not damping > 0:
+        raise ValueError(f"damping must be positive, got {damping}")
+    n, d = train.shape
+    g, h = train.double(), asked.double()
+    trace = g.square().sum() / n
+    ridge = damping * torch.where(trace > 0, trace / d, 1.0)
+    if d <= n:
+        solved = torch.linalg.solve(g.mT @ g / n + ridge * torch.eye(d, dtype=g.dtype, device=g.device), h.mT).mT
+    else:
+        # Woodbury: (G^T G / n + r I)^-1 = (I - G^T (G G^T + n r I)^-1 G) / r.
+        kernel = g @ g.mT + n * ridge * torch.eye(n, dtype=g.dtype, device=g.device)
+        solved = (h - torch.linalg.solve(kernel, g @ h.mT).mT @ g) / ridge
+    return ((solved @ g.mT) / n).to(asked.dtype)
