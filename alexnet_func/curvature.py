@@ -192,7 +192,7 @@ def empirical_ntk(
     backward pass (Mohamadi et al. 2023, "pseudo-NTK", without its division by the classes).
 
     By contraction layer by layer of inputs and output gradients (Novak et al. 2022, "structured derivatives"): one
-    forward and `classes` backward passes, and no gradient of a linear layer is formed; a convolution's are, 256 MB at a
+    forward and `classes` backward passes, and no gradient of a linear layer is formed; a convolution's are, 1 GiB at a
     time. `forward(params, x_n) -> [classes]`, a pure function of one unbatched example such as a lifted module, takes
     the place of the arch: by `vmap(jacrev)`, which forms all Jacobians.
 
@@ -243,7 +243,8 @@ def _layer_kernel(one: list[Factors], other: list[Factors], of: str) -> Tensor:
         # <g a^T, g' a'^T> + <g, g'>, the second from the bias.
         outputs = torch.einsum("kno,lmo->nmkl", *(torch.stack([f.g for f in side]) for side in (one, other)))
         return (one[0].a @ other[0].a.mT + 1)[:, :, None, None] * outputs
-    kernel = factors.gram(_joined(one), _joined(other))
+    joined = _joined(one)
+    kernel = factors.gram(joined, joined if one is other else _joined(other))
     return kernel.view(classes, n, classes, m).permute(1, 3, 0, 2)
 
 

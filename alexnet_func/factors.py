@@ -25,8 +25,9 @@ from alexnet_func.ops import square_root
 _ADDITION = 16
 # Values of the pixel products that are formed at once: beyond the cache the additions take twice as long.
 _CACHED = 1 << 20
-# Values of the weight gradients that are formed at once where two sets of examples are multiplied: 256 MB of float32.
-_FORMED = 1 << 26
+# Values of the weight gradients that are formed at once where two sets of examples are multiplied: of one set as many
+# as may be, 1 GiB of float32, since those of the other, 128 MiB, are formed again for each of its parts.
+_FORMED, _FORMED_AGAIN = 1 << 28, 1 << 25
 # Rounding errors of a sum, in units of the roundoff of its absolute terms' sum: blocked sums stay below a few.
 _ROUNDED = 16
 
@@ -140,12 +141,15 @@ def weight_gram(one: Factors, other: Factors) -> Float[Tensor, "n m"]:
         products = (one.a @ other.a.mT) * (one.g @ other.g.mT)
         shape = (len(one.a) // one.views, one.views, len(other.a) // other.views, other.views)
         return products if one.views == other.views == 1 else products.view(shape).sum((1, 3))
-    step = max(1, _FORMED // math.prod(_weight_shape(one.at)))
-    rows = []
+    size = math.prod(_weight_shape(one.at))
+    step, again = max(1, _FORMED // size), max(1, _FORMED_AGAIN // size)
+    rows: list[Tensor] = []
     for first in range(0, max(1, count(one)), step):
         row = weight_grads(one.among(first, first + step)).flatten(1)
-        formed = (weight_grads(other.among(at, at + step)).flatten(1) for at in range(0, max(1, count(other)), step))
-        rows.append(torch.cat([row @ column.mT for column in formed], 1))
+        known = [other_row[:, first : first + step].mT for other_row in rows] if one is other else []
+        new = range(first if one is other else 0, max(1, count(other)), again)
+        formed = (weight_grads(other.among(at, at + again)).flatten(1) for at in new)
+        rows.append(torch.cat([*known, *(row @ column.mT for column in formed)], 1))
     return torch.cat(rows)
 
 
