@@ -69,11 +69,11 @@ def fused(arch: Arch, table: Table = PLAIN) -> Table:
     done = {at.name for pair in pooled.values() for at in pair}
 
     def conv(at: Placed, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        x = table[Conv](at, _channels_last(x), _channels_last(weight), None)
+        x, weight = _channels_last(x), _channels_last(weight)
         if at.name not in pooled:
-            return x + bias[:, None, None]
+            return table[Conv](at, x, weight, bias)
         relu, pool = pooled[at.name]
-        return table[ReLU](relu, table[MaxPool](pool, x) + bias[:, None, None])
+        return table[ReLU](relu, table[MaxPool](pool, table[Conv](at, x, weight, None)) + bias[:, None, None])
 
     def unless_done(kind: type) -> LayerFn:
         return lambda at, x: x if at.name in done else table[kind](at, x)
