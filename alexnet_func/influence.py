@@ -66,20 +66,38 @@ def influence(train: Float[Tensor, "n d"], asked: Float[Tensor, "m d"], damping:
 
     Raises ValueError unless both have one dimension d, N >= 1 and damping is positive.
     """
-    if train.dim() != 2 or asked.dim() != 2 or train.shape[1] != asked.shape[1] or not len(train):
-        raise ValueError(
-            f"train [N, d] and asked [M, d] must fit, N >= 1, got {list(train.shape)} and {list(asked.shape)}"
-        )
+    inverse = _by_fisher(train, asked, damping)
+    return (inverse @ train.double().mT / len(train)).to(asked.dtype)
+
+
+def relative_influence(
+    train: Float[Tensor, "n d"], asked: Float[Tensor, "m d"], damping: float = 1e-3
+) -> Float[Tensor, "m n"]:
+    """The cosine of h_m and g_n in the metric of `influence`'s inverse matrix, [M, N], -1 to 1; 0 beside a zero vector.
+
+    For one m it ranks as `influence` over `sqrt(g_n^T (F + ...)^-1 g_n)` does: the l-relative influence of Barshan et
+    al. 2020, RelatIF, which asks for examples that pull this prediction more than they pull others, where `influence`
+    finds the same few outliers for all. A copy of m's own example comes first. Errors as `influence`.
+    """
+    g, h = train.double(), asked.double()
+    by_g, by_h = _by_fisher(train, train, damping), _by_fisher(train, asked, damping)
+    lengths = (by_h * h).sum(1).clamp(min=0).sqrt().outer((by_g * g).sum(1).clamp(min=0).sqrt())
+    return torch.where(lengths > 0, by_h @ g.mT / lengths, 0).clamp(-1, 1).to(asked.dtype)
+
+
+def _by_fisher(train: Tensor, vectors: Tensor, damping: float) -> Tensor:
+    """The vectors [M, d] times the damped inverse, in float64."""
+    if train.dim() != 2 or vectors.dim() != 2 or train.shape[1] != vectors.shape[1] or not len(train):
+        shapes = f"{list(train.shape)} and {list(vectors.shape)}"
+        raise ValueError(f"train [N, d] and asked [M, d] must fit, N >= 1, got {shapes}")
     if not damping > 0:
         raise ValueError(f"damping must be positive, got {damping}")
     n, d = train.shape
-    g, h = train.double(), asked.double()
+    g, v = train.double(), vectors.double()
     trace = g.square().sum() / n
     ridge = damping * torch.where(trace > 0, trace / d, 1.0)
     if d <= n:
-        solved = torch.linalg.solve(g.mT @ g / n + ridge * torch.eye(d, dtype=g.dtype, device=g.device), h.mT).mT
-    else:
-        # Woodbury: (G^T G / n + r I)^-1 = (I - G^T (G G^T + n r I)^-1 G) / r.
-        kernel = g @ g.mT + n * ridge * torch.eye(n, dtype=g.dtype, device=g.device)
-        solved = (h - torch.linalg.solve(kernel, g @ h.mT).mT @ g) / ridge
-    return ((solved @ g.mT) / n).to(asked.dtype)
+        return torch.linalg.solve(g.mT @ g / n + ridge * torch.eye(d, dtype=g.dtype, device=g.device), v.mT).mT
+    # Woodbury: (G^T G / n + r I)^-1 = (I - G^T (G G^T + n r I)^-1 G) / r.
+    kernel = g @ g.mT + n * ridge * torch.eye(n, dtype=g.dtype, device=g.device)
+    return (v - torch.linalg.solve(kernel, g @ v.mT).mT @ g) / ridge

@@ -61,6 +61,11 @@ def test_influence_is_its_formula(n, d):
     inverse = torch.linalg.inv(fisher + 0.01 * fisher.trace() / d * torch.eye(d).double())
     torch.testing.assert_close(influence.influence(g, h, damping=0.01), h @ inverse @ g.T / n, rtol=1e-9, atol=1e-10)
     assert not influence.influence(torch.zeros(n, d), h.float()).any()
+    lengths = [((v @ inverse) * v).sum(1).sqrt() for v in (h, g)]
+    relative = influence.relative_influence(g, h, damping=0.01)
+    torch.testing.assert_close(relative, h @ inverse @ g.T / torch.outer(*lengths), rtol=1e-7, atol=1e-9)
+    assert not influence.relative_influence(torch.zeros(n, d), h).any()
+    assert (influence.relative_influence(g, 3 * g[:1])[0].argmax()) == 0
 
 
 def fitted(params, x, y, weights):

@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from alexnet_func import allocator, machine
-from alexnet_func.app import fit, inspection, models, options, recipes, score, stopping
+from alexnet_func.app import explanation, fit, inspection, models, options, recipes, score, stopping
 from alexnet_func.app.options import Eval, Inspect, Predict, Prepare, Run
 from alexnet_func.app.progress import Show
 from alexnet_func.app.recipes import Recipe
@@ -170,15 +170,12 @@ def _inspect(chosen: Inspect, show: Show) -> None:
     device = options.device_of(chosen.device)
     out = chosen.out or (chosen.source if Path(chosen.source).is_dir() else ".")
     source = _model(chosen.source, device, show)
-    inspection.inspect(
-        source,
-        _dataset(chosen, source, show),
-        chosen.data,
-        Path(out),
-        limit=chosen.limit,
-        reading=_reading(chosen, source, device, show),
-        show=show,
-    )
+    dataset, reading = _dataset(chosen, source, show), _reading(chosen, source, device, show)
+    how: dict[str, Any] = {"limit": chosen.limit, "reading": reading, "show": show}
+    if chosen.explain:
+        explanation.explain(source, dataset, chosen.data, Path(out), chosen.explain, **how)
+    else:
+        inspection.inspect(source, dataset, chosen.data, Path(out), **how)
 
 
 def _model(source: str, device: torch.device, show: Show) -> models.Model:

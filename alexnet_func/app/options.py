@@ -44,7 +44,8 @@ class Common:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if getattr(self, field.name) == "":
+            value = getattr(self, field.name)
+            if value == "" or (isinstance(value, tuple) and "" in value):
                 raise ValueError(f"{field.name} is empty: name a file or a directory")
 
 
@@ -176,7 +177,9 @@ class Inspect(Data, AsTrained):
     source: Model
     """As for eval."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Directory for inspect.png and inspect.csv; None: the run's own, or this one."""
+    """Directory for what is written; None: the run's own, or this one."""
+    explain: Annotated[tuple[str, ...], tyro.conf.arg(metavar="IMAGE")] = ()
+    """Instead show which training images pull the prediction for each of these image files, for and against."""
     limit: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """The first N training images of a fixed shuffle; None: all."""
 

@@ -1,7 +1,7 @@
 """Pictures of a run: training curves, first-layer kernels, confusion matrix."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,23 @@ def confusion(matrix: Tensor, classes: Sequence[str], out: Path) -> None:
                     j, i, count, ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black", size=8
                 )
     figure.colorbar(image, label="share of the true class (%)")
+    figure.savefig(out, dpi=120)
+
+
+def explanation(rows: Sequence[Any], pixels: Callable[[Sequence[Any]], Tensor], out: Path, shown: int) -> None:
+    """Of each `explanation.Explained` a row: the image, and so many training images for and against its prediction."""
+    figure = Figure(figsize=(1.3 * (2 * shown + 1), 1.7 * len(rows) + 0.4), layout="constrained")
+    cells = figure.subplots(len(rows), 2 * shown + 1, squeeze=False)
+    for axes in cells.flat:
+        axes.axis("off")
+    for line, row in zip(cells, rows, strict=True):
+        line[0].imshow(row.pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
+        line[0].set_title(f"seen as\n{label(row.predicted, 18)}", fontsize=7, **LITERAL)
+        for first, pulled in ((1, row.pro[:shown]), (shown + 1, row.contra[:shown])):
+            for axes, image, pull in zip(line[first:], pixels(pulled), pulled, strict=False):
+                axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+                way = "for" if first == 1 else "against"
+                axes.set_title(f"{way}: {label(pull.label, 14)}\n{pull.score:+.3f}", fontsize=7, **LITERAL)
     figure.savefig(out, dpi=120)
 
 

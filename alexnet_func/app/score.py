@@ -89,10 +89,10 @@ def predict(
     """
     reasons: list[str] = []
     count = 0
-    for file in itertools.chain.from_iterable(_image_files(given, show) for given in paths):
+    for file in itertools.chain.from_iterable(image_files(given, show) for given in paths):
         count += 1
         try:
-            image = _read(file, preprocess.stored_side(source.arch), orientation)
+            image = read_image(file, preprocess.stored_side(source.arch), orientation)
         except (OSError, ValueError) as error:
             reasons.append(said(error))
             show.line(reasons[-1])
@@ -108,14 +108,13 @@ def predict(
 def _likeliest(source: Model, image: UInt8[Tensor, "3 side side"]) -> list[tuple[float, str]]:
     """The five likeliest classes, by falling probability."""
     names = source.classes or tuple(f"class {i}" for i in range(source.arch.num_classes))
-    crop = augment.center_crop(image, source.arch.image_size)
-    x = augment.normalize(augment.to_float(crop), source.mean, source.std)
+    x = preprocess.middle(image, source.arch, preprocess.Moments(source.mean, source.std))
     with torch.no_grad():
         best = finite(model.forward(source.params, x, arch=source.arch)).softmax(-1).topk(min(5, len(names)))
     return [(p, names[index]) for p, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
 
-def _image_files(given: str, show: Show) -> Iterable[Path]:
+def image_files(given: str, show: Show) -> Iterable[Path]:
     """The images below a folder, of which what is no image is told; of anything else, what was given."""
     try:
         found = folders.below(Path(given)) if os.path.isdir(given) else None
@@ -128,7 +127,8 @@ def _image_files(given: str, show: Show) -> Iterable[Path]:
     return found.paths
 
 
-def _read(path: Path, side: int, orientation: images.Orientation) -> UInt8[Tensor, "3 side side"]:
+def read_image(path: Path, side: int, orientation: images.Orientation) -> UInt8[Tensor, "3 side side"]:
+    """The image in that file. Raises FileNotFoundError that says what is there instead, and as `images.read` does."""
     if os.path.isdir(path):
         others = folders.below(path).passed_over
         held = f": it holds {folders.describe(others)}" if others else ""

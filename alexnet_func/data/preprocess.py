@@ -97,6 +97,11 @@ def prepared_step(step: train.StepFunction | train.Step, prepare: Prepare) -> tr
     return train.Step(fetched_step, step.precision if isinstance(step, train.Step) else None)
 
 
+def middle(pixels: UInt8[Tensor, "*n c h w"], arch: Arch, moments: Moments) -> Float32[Tensor, "*n c s s"]:
+    """What a network is shown in evaluation: the middle of each image, normalised."""
+    return augment.normalize(augment.to_float(augment.center_crop(pixels, arch.image_size)), *moments)
+
+
 def batches(images: Source, arch: Arch, moments: Moments, part: int = 0, parts: int = 1) -> Iterator[Batch]:
     """The middle of every image of one of so many parts, normalised, with its label."""
     orders = torch.arange(len(images.labels)).tensor_split(parts)[part].split(_BATCH)
@@ -113,5 +118,4 @@ def indexed_batches(
     for index, pixels in images.fetch(orders):
         if not len(index):
             continue
-        crops = augment.center_crop(pixels, arch.image_size)
-        yield index, (augment.normalize(augment.to_float(crops), *moments), images.labels[index])
+        yield index, (middle(pixels, arch, moments), images.labels[index])

@@ -14,6 +14,7 @@ from alexnet_func.optim.base import (
     check_rate,
     check_update,
     each,
+    groups,
     interpolated,
     rate_at,
     zeros_like,
@@ -43,16 +44,20 @@ def adamw(
 
     def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
         check_update(grads, opt_state, params, "mu", "nu")
-        first = interpolated(opt_state["mu"], grads, 1 - b1)
-        squares = each("mul", each("pow", grads, 2), 1 - b2)
-        second = each("add", each("mul", opt_state["nu"], b2), squares)
         count = (step + 1).double()
         correction1, correction2 = 1 - b1**count, 1 - b2**count
         rate = rate_at(learning_rate, step)
-        roots = {name: square_root(v) for name, v in second.items()}
-        scale = each("add", each("div", roots, correction2.sqrt()), eps)
-        descent = each("mul", each("div", first, scale), rate / correction1)
-        kept = each("mul", params, 1 - rate * weight_decay)
-        return each("sub", kept, descent), {"mu": first, "nu": second}
+        results: list[Params] = [{}, {}, {}]
+        for of in groups(params):
+            first = interpolated(of(opt_state["mu"]), of(grads), 1 - b1)
+            kept = each("mul", of(opt_state["nu"]), b2)
+            second = each("add", kept, each("mul", each("pow", of(grads), 2), 1 - b2))
+            descent = {name: square_root(v) for name, v in second.items()}
+            descent = each("add", each("div", descent, correction2.sqrt()), eps)
+            descent = each("mul", each("div", first, descent), rate / correction1)
+            kept = each("mul", of(params), 1 - rate * weight_decay)
+            for result, part in zip(results, (each("sub", kept, descent), first, second), strict=True):
+                result.update(part)
+        return results[0], {"mu": results[1], "nu": results[2]}
 
     return Optimizer(init, update)

@@ -1,5 +1,6 @@
 """What an optimiser is, the checks that all share, and their arithmetic over dicts of tensors."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,10 @@ Updated = tuple[Params, OptState]
 Schedule = Callable[[Int[Tensor, ""]], Float[Tensor, ""]]
 Number = float | Float[Tensor, ""]
 Rate = float | Tensor | Schedule
+
+
+# Values whose intermediate results an update holds at once, or those of one tensor that has more.
+_GROUP = 1 << 24
 
 
 class Optimizer(NamedTuple):
@@ -111,6 +116,23 @@ def plus(a: Params, b: Params) -> Params:
         # Inductor turns a + matmul into addmm, which takes a buffer more; this has the same bits and fuses.
         return {name: value - -b[name] for name, value in a.items()}
     return each("add", a, b)
+
+
+def groups(params: Params) -> list[Callable[[Params], Params]]:
+    """Selections by name that share out the parameters: few launches for many small ones, no copies of all at once."""
+    names: list[list[str]] = [[]]
+    size = 0
+    for name, p in params.items():
+        if names[-1] and size + p.numel() > _GROUP:
+            names.append([])
+            size = 0
+        names[-1].append(name)
+        size += p.numel()
+    return [functools.partial(_chosen, group) for group in names if group]
+
+
+def _chosen(names: list[str], tensors: Params) -> Params:
+    return {name: tensors[name] for name in names}
 
 
 def each(operation: str, tensors: Params, *others: Params | Number, **options: float) -> Params:

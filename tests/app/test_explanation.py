@@ -1,0 +1,98 @@
+"""`alexnet inspect --explain`: planted copies and planted wrong labels are found."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_func.app import cli
+from alexnet_func.data import datasets
+
+TRAIN = ["--arch", "alexnet_cifar", "--batch-size", "8", "--lr", "2e-4", "--epochs", "8", "--device", "cpu"]
+
+
+def shades(folder, count, seed=0):
+    """Noise about a dark or a bright grey: two classes."""
+    generator = np.random.default_rng(seed)
+    for split in ("train", "test"):
+        for name, middle in (("bright", 160), ("dark", 90)):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(generator.normal(middle, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_copy_pulls_most_and_a_wrong_label_against(tmp_path, capsys):
+    data, run = shades(tmp_path / "images", 12), tmp_path / "run"
+    assert cli.main(["train", "--data", str(data), *TRAIN, "--out", str(run)]) == 0
+    copied, wrong = data / "train" / "dark" / "3.png", data / "test" / "dark" / "5.png"
+    shutil.copy(copied, tmp_path / "copied.png")
+    shutil.copy(wrong, data / "train" / "bright" / "planted.png")
+    capsys.readouterr()
+    asked = ["--explain", str(tmp_path / "copied.png"), str(wrong)]
+    assert cli.main(["inspect", str(run), "--data", str(data), "--device", "cpu", *asked]) == 0
+    out = capsys.readouterr().out
+    assert f"{tmp_path}/copied.png: dark" in out
+    assert f"for     {copied} (dark, +1.000)" in out
+    assert f"against {data}/train/bright/planted.png (bright, -" in out
+    assert (run / "explain.png").stat().st_size > 10_000
+    assert not (run / "inspect.csv").exists()
+    rows = rows_of(run / "explain.csv")
+    assert len(rows) == 2 * 2 * 25
+    for file in (str(tmp_path / "copied.png"), str(wrong)):
+        scores = {int(row["rank"]): float(row["score"]) for row in rows if row["image"] == file}
+        falling = [scores[rank] for rank in range(1, 26)]
+        assert falling == sorted(falling, reverse=True)
+        assert [scores[-rank] for rank in range(1, 26)] == falling[::-1]
+        assert all(-1 <= score <= 1 for score in falling)
+
+
+@pytest.mark.errors
+def test_what_cannot_be_explained_is_named(tmp_path, capsys):
+    data, run = shades(tmp_path / "images", 4), tmp_path / "run"
+    assert (
+        cli.main(["train", "--data", str(data), *TRAIN[:-4], "--epochs", "1", "--device", "cpu", "--out", str(run)])
+        == 0
+    )
+    (tmp_path / "text.png").write_text("no image")
+    ask = ["inspect", str(run), "--data", str(data), "--device", "cpu", "--explain"]
+    for given, message in (
+        (str(tmp_path / "text.png"), "text.png is not a readable image"),
+        (str(tmp_path / "missing.png"), "there is no image"),
+        ("", "explain is empty: name a file or a directory"),
+    ):
+        assert cli.main([*ask, given]) == 1
+        assert message in capsys.readouterr().err
+    shutil.rmtree(data / "train")
+    assert cli.main([*ask, str(data / "test" / "dark" / "0.png")]) == 1
+    assert "has a test split alone: there are no training images to explain by" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ten_wrong_labels_planted_in_the_digits_are_found(tmp_path, monkeypatch, capsys):
+    """Each planted image is asked about: the network, which fits it or not, is pulled most by that very image."""
+    load = datasets.digits
+    whole = load(None)
+    planted = list(range(0, 1000, 100))
+    labels = whole.train.labels.clone()
+    labels[planted] = (labels[planted] + 3) % 10
+    lying = whole._replace(train=whole.train._replace(labels=labels))
+    monkeypatch.setitem(datasets._LOADERS, "digits", lambda root: lying)
+    run = tmp_path / "run"
+    assert cli.main(["train", "--device", "cpu", "--out", str(run)]) == 0
+    for i in planted:
+        Image.fromarray(lying.train.images[i].permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    asked = [str(tmp_path / f"{i}.png") for i in planted]
+    assert cli.main(["inspect", str(run), "--device", "cpu", "--explain", *asked]) == 0
+    first = {(row["image"], int(row["index"])) for row in rows_of(run / "explain.csv") if abs(int(row["rank"])) == 1}
+    found = sum((str(tmp_path / f"{i}.png"), i) in first for i in planted)
+    print(f"{found} of 10 first")
+    assert found >= 9
