@@ -5,7 +5,7 @@ pass with respect to *taps*: zeros added to the outputs of `Conv` and `Linear` l
 `factors`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -58,16 +58,25 @@ class Tapped(NamedTuple):
     pull: Callable[[Tensor], dict[str, Tensor]]
 
 
-def tap(params: Params, x: Float[Tensor, "n c h w"], *, arch: Arch, key: Int32[Tensor, "*k 2"] | None = None) -> Tapped:
+def tap(
+    params: Params,
+    x: Float[Tensor, "n c h w"],
+    *,
+    arch: Arch,
+    key: Int32[Tensor, "*k 2"] | None = None,
+    only: Collection[str] | None = None,
+) -> Tapped:
     """`forward` with its layers' inputs kept and zeros tapped onto the outputs of `Conv` and `Linear` layers.
 
-    Errors as `model.forward` raises them, and ValueError for an image without a batch axis.
+    `only` the layers of these names, if given: what lies below the lowest of them is not differentiated. Errors as
+    `model.forward` raises them, and ValueError for an image without a batch axis.
     """
     check_inputs(arch, params, x, key)
     if x.dim() != 4:
         raise ValueError(f"x must be a batch [N, C, H, W], got {list(x.shape)}: one example is a batch of one, x[None]")
     x = x.to(next(iter(params.values())).dtype)
-    layers = {at.name: at for at in place(arch, tuple(x.shape[1:])) if isinstance(at.layer, Conv | Linear)}
+    linear = [at for at in place(arch, tuple(x.shape[1:])) if isinstance(at.layer, Conv | Linear)]
+    layers = {at.name: at for at in linear if only is None or at.name in only}
     taps = {name: x.new_zeros(()).expand(len(x), *at.out_shape) for name, at in layers.items()}
 
     def tapped(taps: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -75,6 +84,8 @@ def tap(params: Params, x: Float[Tensor, "n c h w"], *, arch: Arch, key: Int32[T
 
         def with_tap(plain: LayerFn) -> LayerFn:
             def layer(at: Placed, a: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+                if at.name not in layers:
+                    return plain(at, a, weight, bias)
                 inputs[at.name] = a
                 return plain(at, a, weight, bias) + taps[at.name]
 
@@ -88,25 +99,32 @@ def tap(params: Params, x: Float[Tensor, "n c h w"], *, arch: Arch, key: Int32[T
 
 
 def captured(
-    params: Params, batch: Batch, key: Int32[Tensor, "*k 2"] | None, views: int = 1, *, arch: Arch
+    params: Params,
+    batch: Batch,
+    key: Int32[Tensor, "*k 2"] | None,
+    views: int = 1,
+    *,
+    arch: Arch,
+    frozen: Params,
 ) -> Examples:
-    """The examples' gradients of `losses.loss_fn` by one forward and one backward pass.
+    """The examples' gradients of `losses.loss_fn` by one forward and one backward pass, by `params`, not by `frozen`.
 
     Of so many views in a row, with a label each, an example's loss is the mean. Parameters of half precision are passed
     through the network as they are; what follows is float32. Errors as `losses.loss_fn` raises them.
     """
     x, y = check_pair(batch)
     check_labels(y, arch.num_classes)
-    with without_tape(params, batch):
-        tapped = tap(params, x, arch=arch, key=key)
+    with without_tape(params, batch, frozen):
+        only = {name.rpartition(".")[0] for name in params} if frozen else None
+        tapped = tap({**frozen, **params}, x, arch=arch, key=key, only=only)
         cotangents, losses = vmap(grad_and_value(cross_entropy))(tapped.logits, y)
         by_output = wide(tapped.pull(cotangents / views))
         inputs = wide(tapped.inputs)
         found = {name: Factors(at, inputs[name], by_output[name], views) for name, at in tapped.layers.items()}
-        return _examples(found, losses.view(-1, views).mean(1))
+        return _examples(found, list(params), losses.view(-1, views).mean(1))
 
 
-def _examples(layers: dict[str, Factors], losses: Tensor) -> Examples:
+def _examples(layers: dict[str, Factors], names: list[str], losses: Tensor) -> Examples:
     instantiated: dict[str, Tensor] = {}
 
     def formed(f: Factors) -> Tensor:
@@ -117,11 +135,10 @@ def _examples(layers: dict[str, Factors], losses: Tensor) -> Examples:
         return instantiated[name]
 
     def named(of_weight: Callable[[Factors], Tensor], of_bias: Callable[[Factors], Tensor]) -> Params:
-        found = {}
-        for name, f in layers.items():
-            found[f"{name}.weight"] = of_weight(f)
-            found[f"{name}.bias"] = of_bias(f)
-        return found
+        ways = {"weight": of_weight, "bias": of_bias}
+        return {
+            f"{name}.{kind}": ways[kind](f) for name, f in layers.items() for kind in ways if f"{name}.{kind}" in names
+        }
 
     def unformed(f: Factors) -> bool:
         return isinstance(f.at.layer, Linear) or factors.by_products(f.at, f.views)
@@ -137,30 +154,32 @@ def _examples(layers: dict[str, Factors], losses: Tensor) -> Examples:
         return factors.hidden_weight_squares(f) if unformed(f) else f.g.new_zeros(factors.count(f))
 
     def weighted_sum(weights: Weights, keep: Tensor | None = None) -> Params:
-        total = {}
-        for name, f in layers.items():
-            of_weight, of_bias = (factors.of_name(weights, f"{name}.{kind}") for kind in ("weight", "bias"))
-            kept = f if keep is None else factors.kept(f, keep)
-            if name in instantiated:
-                total[f"{name}.weight"] = factors.weighted(instantiated[name], of_weight, keep)
-            else:
-                total[f"{name}.weight"] = factors.weighted_weight_grad(kept, of_weight)
-            total[f"{name}.bias"] = factors.weighted_bias_grad(kept, of_bias)
-        return total
+        def kept(f: Factors) -> Factors:
+            return f if keep is None else factors.kept(f, keep)
+
+        def of_weight(f: Factors) -> Tensor:
+            own = factors.of_name(weights, f"{f.at.name}.weight")
+            if f.at.name in instantiated:
+                return factors.weighted(instantiated[f.at.name], own, keep)
+            return factors.weighted_weight_grad(kept(f), own)
+
+        def of_bias(f: Factors) -> Tensor:
+            return factors.weighted_bias_grad(kept(f), factors.of_name(weights, f"{f.at.name}.bias"))
+
+        return named(of_weight, of_bias)
 
     def dot(direction: Params) -> Tensor:
-        each = [factors.along(f, *(direction[f"{n}.{kind}"] for kind in ("weight", "bias"))) for n, f in layers.items()]
+        each = [factors.along(f, direction.get(f"{n}.weight"), direction.get(f"{n}.bias")) for n, f in layers.items()]
         return torch.stack(each).sum(0)
 
     def sum_of_squares_of(f: Factors) -> Tensor:
         return factors.sum_of_squares(f) if isinstance(f.at.layer, Linear) else formed(f).square().sum(0)
 
     def grams(other: Examples) -> Params:
-        found = {}
-        for name, f in layers.items():
-            found[f"{name}.weight"] = factors.weight_gram(f, other.factors[name])
-            found[f"{name}.bias"] = factors.bias_grads(f) @ factors.bias_grads(other.factors[name]).mT
-        return found
+        def of_bias(f: Factors) -> Tensor:
+            return factors.bias_grads(f) @ factors.bias_grads(other.factors[f.at.name]).mT
+
+        return named(lambda f: factors.weight_gram(f, other.factors[f.at.name]), of_bias)
 
     return Examples(
         losses,
@@ -171,7 +190,7 @@ def _examples(layers: dict[str, Factors], losses: Tensor) -> Examples:
         weighted_sum=weighted_sum,
         sum_of_squares=lambda: named(sum_of_squares_of, lambda f: factors.bias_grads(f).square().sum(0)),
         grams=grams,
-        sketch=lambda key, dim: sketches.of_layers(key, dim, layers),
+        sketch=lambda key, dim: sketches.of_layers(key, dim, layers, names),
         factors=layers,
     )
 

@@ -65,6 +65,7 @@ def fisher_diagonal(
     method: per_sample.Method = "auto",
     chunk_size: int | None = None,
     views: int | None = None,
+    frozen: Params | None = None,
 ) -> Params:
     """The diagonal of the empirical Fisher matrix, `mean_n g_n^2`, by parameter name; arguments as in `per_sample`.
 
@@ -74,7 +75,14 @@ def fisher_diagonal(
     count = per_sample.count(batch)
     if count == 0:
         raise ValueError("fisher_diagonal needs at least one example")
-    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    options: dict[str, Any] = {
+        "arch": arch,
+        "loss_fn": loss_fn,
+        "key": key,
+        "method": method,
+        "views": views,
+        "frozen": frozen,
+    }
     parts = per_sample.examples(params, batch, chunk_size=chunk_size, **options)
     sums = [part.sum_of_squares() for part in parts]
     return {name: torch.stack([part[name] for part in sums]).sum(0) / count for name in params}
@@ -90,6 +98,7 @@ def gradient_noise_scale(
     method: per_sample.Method = "auto",
     chunk_size: int | None = None,
     views: int | None = None,
+    frozen: Params | None = None,
 ) -> NoiseScale:
     """The simple noise scale tr(Sigma) / |G|^2 of McCandlish et al. 2018, equation 2.9; arguments as in `per_sample`.
 
@@ -102,7 +111,14 @@ def gradient_noise_scale(
     n = per_sample.count(batch)
     if n < 3:
         raise ValueError(f"gradient_noise_scale needs at least three examples, got {n}")
-    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    options: dict[str, Any] = {
+        "arch": arch,
+        "loss_fn": loss_fn,
+        "key": key,
+        "method": method,
+        "views": views,
+        "frozen": frozen,
+    }
     options["chunk_size"] = chunk_size
     total, norms = per_sample.clipped_sum(params, batch, torch.inf, **options)
     mean = {name: g / n for name, g in total.items()}

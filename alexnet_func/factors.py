@@ -26,8 +26,8 @@ _ADDITION = 16
 # Values of the pixel products that are formed at once: beyond the cache the additions take twice as long.
 _CACHED = 1 << 20
 # Values of the weight gradients that are formed at once where two sets of examples are multiplied: of one set as many
-# as may be, 1 GiB of float32, since those of the other, 128 MiB, are formed again for each of its parts.
-_FORMED, _FORMED_AGAIN = 1 << 28, 1 << 25
+# as may be, 1 GiB of float32, since those of the other, 512 MiB, are formed again for each of its parts.
+_FORMED, _FORMED_AGAIN = 1 << 28, 1 << 27
 # Rounding errors of a sum, in units of the roundoff of its absolute terms' sum: blocked sums stay below a few.
 _ROUNDED = 16
 
@@ -103,12 +103,14 @@ def _hidden(terms: Float[Tensor, "nk"], f: Factors) -> Float[Tensor, "n"]:
     return _ROUNDED * torch.finfo(f.g.dtype).eps * _by_example(terms, f).sum(1).square()
 
 
-def along(f: Factors, weight: Tensor, bias: Tensor) -> Float[Tensor, "n"]:
-    """Every example's product of its gradient with that direction.
+def along(f: Factors, weight: Tensor | None, bias: Tensor | None) -> Float[Tensor, "n"]:
+    """Every example's product of its gradient with that direction, of which None is zero.
 
     Outputs are linear in the parameters: they change by the layer with the direction for parameters.
     """
-    moved = PLAIN[type(f.at.layer)](f.at, f.a, weight.to(f.a.dtype), bias.to(f.a.dtype))
+    weight = f.a.new_zeros(_weight_shape(f.at)) if weight is None else weight.to(f.a.dtype)
+    bias = f.a.new_zeros(f.at.out_shape[0]) if bias is None else bias.to(f.a.dtype)
+    moved = PLAIN[type(f.at.layer)](f.at, f.a, weight, bias)
     return _by_example((f.g * moved).flatten(1).sum(1), f).sum(1)
 
 
@@ -132,6 +134,12 @@ def sum_of_squares(f: Factors) -> Tensor:
     return sum(((g.mT @ a).square() for g, a in parts), start=f.g.new_zeros(_weight_shape(f.at)))
 
 
+def some_at_a_time(f: Factors, values: int) -> list[Factors]:
+    """The factors in parts of so many examples that their weight gradients have about so many values in all."""
+    step = max(1, values // math.prod(_weight_shape(f.at)))
+    return [f.among(first, first + step) for first in range(0, max(1, count(f)), step)]
+
+
 def weight_gram(one: Factors, other: Factors) -> Float[Tensor, "n m"]:
     """The products of every example's weight gradient of one set with every one of the other.
 
@@ -141,15 +149,16 @@ def weight_gram(one: Factors, other: Factors) -> Float[Tensor, "n m"]:
         products = (one.a @ other.a.mT) * (one.g @ other.g.mT)
         shape = (len(one.a) // one.views, one.views, len(other.a) // other.views, other.views)
         return products if one.views == other.views == 1 else products.view(shape).sum((1, 3))
-    size = math.prod(_weight_shape(one.at))
-    step, again = max(1, _FORMED // size), max(1, _FORMED_AGAIN // size)
     rows: list[Tensor] = []
-    for first in range(0, max(1, count(one)), step):
-        row = weight_grads(one.among(first, first + step)).flatten(1)
-        known = [other_row[:, first : first + step].mT for other_row in rows] if one is other else []
-        new = range(first if one is other else 0, max(1, count(other)), again)
-        formed = (weight_grads(other.among(at, at + again)).flatten(1) for at in new)
-        rows.append(torch.cat([*known, *(row @ column.mT for column in formed)], 1))
+    done = 0
+    for part in some_at_a_time(one, _FORMED):
+        row = weight_grads(part).flatten(1)
+        # A symmetric matrix' half, and its diagonal blocks without forming them again.
+        known = [above[:, done : done + len(row)].mT for above in rows] + [row @ row.mT] if one is other else []
+        done += len(row)
+        rest = other.among(done, count(other)) if one is other else other
+        columns = [] if one is other and done == count(other) else some_at_a_time(rest, _FORMED_AGAIN)
+        rows.append(torch.cat([*known, *(row @ weight_grads(some).flatten(1).mT for some in columns)], 1))
     return torch.cat(rows)
 
 

@@ -16,15 +16,15 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 from torch import Tensor
 from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
 
-from alexnet_func import random
+from alexnet_func import random, train
 from alexnet_func.losses import Batch, check_pair
 from alexnet_func.model import Params
-from alexnet_func.train import Graded, GradFn, Loss, Metrics, in_precision_of, metrics_of, totals
+from alexnet_func.train import Graded, GradFn, Loss, Metrics, in_precision_of
 
 if dist.is_available():
     # torch.func.grad imports this, and the defaults of its functions keep the process group of that moment. Kept beyond
@@ -73,19 +73,24 @@ def grad_fn(loss_fn: Loss, *, reduction: Reduction | None = None) -> GradFn:
 
     def gradient(params: Params, batch: Batch, key: Tensor) -> Graded:
         n = len(check_pair(batch)[1])
-        keys = random.split(key, n * world_size())[rank() * n : (rank() + 1) * n]
+        keys = example_keys(key, n)
         grads, loss = grad_and_value(lambda p: loss_fn(p, batch, key=keys))(params)
         summands = [n * g for g in grads.values()]
         counted = [n * loss, torch.full_like(loss, n)]
         if reduction == "bf16":
-            summed = _summed([g.bfloat16() for g in summands]) + _summed(counted)
+            totals = summed([g.bfloat16() for g in summands]) + summed(counted)
         else:
-            summed = _summed(summands + counted)
-        *sums, loss_sum, count = summed
+            totals = summed(summands + counted)
+        *sums, loss_sum, count = totals
         means = {name: s.to(g.dtype) / count.to(g.dtype) for (name, g), s in zip(grads.items(), sums, strict=True)}
         return means, {"loss": loss_sum / count}
 
     return in_precision_of(loss_fn, gradient)
+
+
+def example_keys(key: random.Key, n: int) -> Int32[Tensor, "n 2"]:
+    """The keys of this rank's n examples: rows `rank * n ...` of `random.split(key, n * world_size)`."""
+    return random.split(key, n * world_size())[rank() * n : (rank() + 1) * n]
 
 
 def evaluate(forward: Callable[[Params, Tensor], Tensor], params: Params, batches: Iterable[Batch]) -> Metrics:
@@ -94,7 +99,7 @@ def evaluate(forward: Callable[[Params, Tensor], Tensor], params: Params, batche
     Raises ValueError where no rank has an example.
     """
     with torch.no_grad():
-        return metrics_of(_summed([totals(forward, params, batches)])[0])
+        return train.metrics_of(summed([train.totals(forward, params, batches)])[0])
 
 
 def broadcast(tree: Tree) -> Tree:
@@ -161,7 +166,7 @@ def _grouped() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _summed(tensors: list[Tensor]) -> list[Tensor]:
+def summed(tensors: list[Tensor]) -> list[Tensor]:
     """Each tensor's sum over the ranks, by one all-reduce."""
     if world_size() == 1:
         return tensors

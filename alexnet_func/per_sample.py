@@ -18,6 +18,9 @@ g_n is the gradient of example n's own loss, without the 1/N of a mean.
   multiplicity (De et al. 2022). View k of an example whose key is e has the key `split(e, K)[k]`. K examples' gradients
   are never formed for one. A `loss_fn` is still one of a single view and its label; None: there is no such axis.
 
+- `frozen`: the parameters that are not trained, beside `params`, which are: gradients, norms and sums are of `params`
+  alone, and layers below the lowest of them are not differentiated.
+
 Guarantees. Results are those of a loop of `grad` over the examples, to rounding: norms within 1e-5 relative in float32.
 They have float32 for parameters of half precision, else the parameters' dtype. Pure, and differentiable and mappable
 themselves: `grad` and `vmap` over parameters work, and `torch.compile` takes them whole.
@@ -38,27 +41,26 @@ Raises, besides what `loss_fn` raises: ValueError for an unknown method, for "la
 `chunk_size` below 1, for parts of a batch that differ in N; TypeError for a `max_norm` that is no number.
 """
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Float
 from torch import Tensor
-from torch.func import grad_and_value, vmap
-from torch.utils import _pytree as pytree
 
-from alexnet_func import captures, factors, losses, random, sketches
+from alexnet_func import captures, random
 from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.captures import Examples
 from alexnet_func.checks import check_named_tensors, check_number, check_tensors, shapes_of, visible
+from alexnet_func.examples import Keys as Keys
+from alexnet_func.examples import Loss as Loss
+from alexnet_func.examples import Method as Method
+from alexnet_func.examples import chunks as chunks
+from alexnet_func.examples import count as count
+from alexnet_func.examples import examples as examples
 from alexnet_func.model import Params
 from alexnet_func.ops import square_root
-from alexnet_func.threefry import split_each
 
-Method = Literal["auto", "layerwise", "vmap"]
-Loss = Callable[..., Tensor]
-Keys = Int32[Tensor, "*k 2"]
 # Of examples and their squared norms by name: each one's weight in a sum, also by name, and who may be in it at all.
 Scaled = tuple[captures.Weights, Tensor | None]
 Scale = Callable[[Examples, Params], Scaled]
@@ -74,15 +76,15 @@ def grads(
     method: Method = "auto",
     chunk_size: int | None = None,
     views: int | None = None,
+    frozen: Params | None = None,
 ) -> Params:
     """Every example's gradient, [N, *shape] by parameter name: N times the memory of the parameters.
 
     Row n is `grad(loss)` of example n alone, to rounding; what is not finite in it is not finite here. N = 0 gives
     [0, *shape].
     """
-    parts = examples(
-        params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size, views=views
-    )
+    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    parts = examples(params, batch, chunk_size=chunk_size, frozen=frozen, **options)
     return _joined([part.grads() for part in parts])
 
 
@@ -96,6 +98,7 @@ def norms(
     method: Method = "auto",
     chunk_size: int | None = None,
     views: int | None = None,
+    frozen: Params | None = None,
 ) -> Float[Tensor, "n"]:
     """The 2-norm of every example's gradient over all parameters, [N].
 
@@ -104,9 +107,8 @@ def norms(
     0 for a zero gradient; inf or NaN for an example whose gradient is not finite, or whose squares overflow, and for
     no other. N = 0 gives [0].
     """
-    parts = examples(
-        params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size, views=views
-    )
+    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    parts = examples(params, batch, chunk_size=chunk_size, frozen=frozen, **options)
     return torch.cat([total_norm(part.squares()) for part in parts])
 
 
@@ -120,14 +122,14 @@ def layer_norms(
     method: Method = "auto",
     chunk_size: int | None = None,
     views: int | None = None,
+    frozen: Params | None = None,
 ) -> dict[str, Float[Tensor, "n"]]:
     """The 2-norm of every example's gradient by each parameter, [N] by parameter name.
 
     Their squares add up to the squares of `norms`, and the same holds for each of them.
     """
-    parts = examples(
-        params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size, views=views
-    )
+    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    parts = examples(params, batch, chunk_size=chunk_size, frozen=frozen, **options)
     return _joined([{name: square_root(square) for name, square in part.squares().items()} for part in parts])
 
 
@@ -142,6 +144,7 @@ def dots(
     method: Method = "auto",
     chunk_size: int | None = None,
     views: int | None = None,
+    frozen: Params | None = None,
 ) -> Float[Tensor, "n"]:
     """`<g_n, direction>` for every example, [N]: how fast its loss rises along `direction`, which is like `params`.
 
@@ -150,9 +153,8 @@ def dots(
     """
     check_tensors(params, "params")
     check_named_tensors(shapes_of(params), direction, "direction")
-    parts = examples(
-        params, batch, arch=arch, loss_fn=loss_fn, key=key, method=method, chunk_size=chunk_size, views=views
-    )
+    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    parts = examples(params, batch, chunk_size=chunk_size, frozen=frozen, **options)
     return torch.cat([part.dots(direction) for part in parts])
 
 
@@ -169,6 +171,7 @@ def clipped_sum(
     method: Method = "auto",
     chunk_size: int | None = None,
     views: int | None = None,
+    frozen: Params | None = None,
 ) -> tuple[Params, Float[Tensor, "n"]]:
     """`sum_n w_n min(1, max_norm / |g_n|) g_n` by parameter name, and the norms |g_n| before clipping, [N].
 
@@ -189,6 +192,7 @@ def clipped_sum(
         return scale_to(norms, max_norm).where(norms.isfinite(), torch.nan), None
 
     options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    options["frozen"] = frozen
     total, found, _ = scaled_sum(params, batch, scale, weights=weights, chunk_size=chunk_size, **options)
     return total, found
 
@@ -205,6 +209,7 @@ def scaled_sum(
     method: Method = "auto",
     chunk_size: int | None = None,
     views: int | None = None,
+    frozen: Params | None = None,
 ) -> tuple[Params, Float[Tensor, "n"], Float[Tensor, "n"]]:
     """`sum_n w_n s_n g_n`, s = `scale(examples, squares)`; the norms; and the losses, which the forward pass gives."""
     if weights is not None and weights.shape != (count(batch),):
@@ -214,6 +219,7 @@ def scaled_sum(
     loss_parts: list[Tensor] = []
     first = 0
     options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    options["frozen"] = frozen
     for part in examples(params, batch, chunk_size=chunk_size, **options):
         squares = part.squares()
         norm = total_norm(squares)
@@ -249,6 +255,7 @@ def gram(
     method: Method = "auto",
     chunk_size: int | None = None,
     views: int | None = None,
+    frozen: Params | None = None,
 ) -> Float[Tensor, "n m"]:
     """`<g_n, g_m>` of every example of `batch` with every one of `other`, [N, M]; None: with those of `batch`.
 
@@ -257,6 +264,7 @@ def gram(
     N / chunk_size times. Example m of `other` has the key that example m of `batch` has.
     """
     options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    options["frozen"] = frozen
     return _tiled(
         params, batch, other, lambda one, two: torch.stack(list(one.grams(two).values())).sum(0), chunk_size, options
     )
@@ -273,9 +281,11 @@ def layer_grams(
     method: Method = "auto",
     chunk_size: int | None = None,
     views: int | None = None,
+    frozen: Params | None = None,
 ) -> dict[str, Float[Tensor, "n m"]]:
     """`gram` of the gradients by each parameter, [N, M] by parameter name; their sum is `gram`."""
     options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
+    options["frozen"] = frozen
     stacked = _tiled(
         params,
         batch,
@@ -299,6 +309,7 @@ def project(
     method: Method = "auto",
     chunk_size: int | None = None,
     views: int | None = None,
+    frozen: Params | None = None,
 ) -> Float[Tensor, "n dim"]:
     """Every example's gradient times a random matrix [P, dim] that `key` stands for and that is never stored, [N, dim].
 
@@ -310,106 +321,8 @@ def project(
     if dim < 1:
         raise ValueError(f"dim must be at least 1, got {dim}")
     options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": dropout_key, "method": method, "views": views}
+    options["frozen"] = frozen
     return torch.cat([part.sketch(key, dim) for part in examples(params, batch, chunk_size=chunk_size, **options)])
-
-
-def materialised(params: Params, batch: Any, loss_fn: Loss, keys: Int32[Tensor, "n 2"] | None) -> Examples:
-    """What `captures.captured` knows, of any pure loss, from all gradients by `vmap(grad(loss_fn))`."""
-
-    def loss(params: Params, example: Any, key: Tensor | None) -> Tensor:
-        return loss_fn(params, example) if key is None else loss_fn(params, example, key=key)
-
-    in_dims = (None, 0, None if keys is None else 0)
-    if count(batch):
-        by_name, values = vmap(grad_and_value(loss), in_dims=in_dims)(params, batch, keys)
-    else:  # which vmap does not take
-        by_name = {name: p.new_zeros(0, *p.shape) for name, p in params.items()}
-        values = next(iter(params.values())).new_zeros(0)
-    by_name = captures.wide(by_name)
-
-    def sum_each(products: Tensor) -> Tensor:
-        return _rows(products).sum(1)
-
-    def dot(direction: Params) -> Tensor:
-        return torch.stack([sum_each(g * direction[name].to(g.dtype)) for name, g in by_name.items()]).sum(0)
-
-    return Examples(
-        values,
-        grads=lambda: by_name,
-        squares=lambda: {name: sum_each(g.square()) for name, g in by_name.items()},
-        hidden=lambda: {name: g.new_zeros(len(g)) for name, g in by_name.items()},
-        dots=dot,
-        weighted_sum=lambda weights, keep: {
-            name: factors.weighted(g, factors.of_name(weights, name), keep) for name, g in by_name.items()
-        },
-        sum_of_squares=lambda: {name: g.square().sum(0) for name, g in by_name.items()},
-        grams=lambda other: {name: _rows(by_name[name]) @ _rows(g).mT for name, g in other.grads().items()},
-        sketch=lambda key, dim: sketches.of_tensors(key, dim, by_name),
-        factors={},
-    )
-
-
-def _rows(grads: Tensor) -> Tensor:
-    return grads[..., None].flatten(1)  # the gradients of a scalar parameter have no axis but the first
-
-
-def examples(params: Params, batch: Any, **options: Any) -> Iterator[Examples]:
-    """What can be asked about the examples' gradients, a chunk at a time: see `captures.Examples`."""
-    return (chunk() for chunk in chunks(params, batch, **options))
-
-
-def chunks(
-    params: Params,
-    batch: Any,
-    *,
-    arch: Arch = ALEXNET,
-    loss_fn: Loss | None = None,
-    key: Keys | None = None,
-    method: Method = "auto",
-    chunk_size: int | None = None,
-    views: int | None = None,
-) -> list[Callable[[], Examples]]:
-    """A call for each chunk of the examples, which passes them through the network."""
-    if method not in ("auto", "layerwise", "vmap"):
-        raise ValueError(f'method must be "auto", "layerwise" or "vmap", got {method!r}')
-    if method == "layerwise" and loss_fn is not None:
-        raise ValueError('method="layerwise" serves the loss of an arch; a loss_fn of your own needs "vmap" or "auto"')
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    check_tensors(params, "params")
-    n = count(batch)
-    if views is not None:
-        _check_views(batch, views)
-    if key is not None:
-        random.check_key(key, rows=n)
-        key = random.split(key, n) if key.dim() == 1 else key
-    by_vmap = method == "vmap" or loss_fn is not None
-    loss = functools.partial(losses.loss_fn, arch=arch) if loss_fn is None else loss_fn
-    step = max(1, n) if chunk_size is None else chunk_size
-
-    def chunk(first: int) -> Examples:
-        part = pytree.tree_map(lambda t: t[first : first + step], batch)
-        keys = None if key is None else key[first : first + step]
-        if by_vmap:
-            return materialised(params, part, loss if views is None else _mean_over_views(loss), keys)
-        return captures.captured(params, *_flat(part, keys, views), arch=arch)
-
-    return [functools.partial(chunk, first) for first in range(0, max(1, n), step)]
-
-
-def count(batch: Any) -> int:
-    """N of a batch. Raises ValueError where its tensors do not share a leading axis."""
-    leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-    counts = {len(leaf) if leaf.dim() else None for leaf in leaves}
-    if len(counts) != 1 or None in counts:
-        shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves)
-        raise ValueError(
-            f"batch must be tensors with one leading axis of N examples, got shapes {shapes}; "
-            "one example, as vmap over examples sees it, is a batch of one: x[None]"
-        )
-    (count,) = counts
-    assert count is not None
-    return count
 
 
 def total_norm(squares: Params) -> Float[Tensor, "n"]:
@@ -419,33 +332,6 @@ def total_norm(squares: Params) -> Float[Tensor, "n"]:
 
 def _joined(parts: list[Params]) -> Params:
     return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _check_views(batch: Any, views: int) -> None:
-    x, _ = losses.check_pair(batch)
-    if views < 1:
-        raise ValueError(f"views must be at least 1, got {views}")
-    if x.dim() < 2 or x.shape[1] != views:
-        raise ValueError(f"with views={views} x must be [N, {views}, ...], every example's views, got {list(x.shape)}")
-
-
-def _flat(batch: losses.Batch, keys: Tensor | None, views: int | None) -> tuple[losses.Batch, Tensor | None, int]:
-    """The views of all examples as one batch, each with its label and its own key."""
-    if views is None:
-        return batch, keys, 1
-    x, y = batch
-    own = None if keys is None else split_each(keys, views).flatten(0, 1)
-    return (x.flatten(0, 1), y.repeat_interleave(views)), own, views
-
-
-def _mean_over_views(loss: Loss) -> Loss:
-    def of_example(params: Params, example: losses.Batch, key: Tensor | None = None) -> Tensor:
-        x, y = example
-        if key is None:
-            return vmap(lambda view: loss(params, (view, y)))(x).mean()
-        return vmap(lambda view, own: loss(params, (view, y), key=own))(x, random.split(key, len(x))).mean()
-
-    return of_example
 
 
 def _tiled(

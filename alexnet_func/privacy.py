@@ -32,7 +32,10 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from alexnet_func import per_sample, random
+from alexnet_func import parallel, per_sample, random
+from alexnet_func.accounting import audit as audit
+from alexnet_func.accounting import epsilon as epsilon
+from alexnet_func.accounting import noise_for as noise_for
 from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.captures import Examples
 from alexnet_func.checks import check_number, visible
@@ -41,9 +44,6 @@ from alexnet_func.ops import square_root
 from alexnet_func.train import Graded, GradFn, in_precision_of
 
 _FINITE = "must be finite and not negative"
-_WORTHLESS = 100.0  # an epsilon that protects nobody
-_NO_NOISE = 1e-9
-_ORDERS = [*range(2, 33), 64, 128, 256]  # of Renyi divergence; for fractions the library's series may not converge
 
 
 def dp_grad_fn(
@@ -56,6 +56,7 @@ def dp_grad_fn(
     method: per_sample.Method = "auto",
     chunk_size: int | None = None,
     views: int | None = None,
+    frozen: Params | None = None,
 ) -> GradFn:
     """For `train.make_step`: `(sum_n w_n min(1, max_norm / |g_n|) g_n + noise) / expected_batch_size`.
 
@@ -64,7 +65,11 @@ def dp_grad_fn(
     differentially private recurrent language models"); their sum's sensitivity, in place of `max_norm` in the noise, is
     the root of the sum of their squares. The batch is (x, y, w) with weights w [N] of 0 and 1, as `poisson_sample`
     gives them, or (x, y). Of the step's key's two halves one draws dropout, the other the noise: tensor i of the
-    parameters from `fold_in(., i)`. `arch` to `views` as in `per_sample`; the room's table says what examples give.
+    parameters from `fold_in(., i)`. `arch` to `frozen` as in `per_sample`: of frozen
+    parameters nothing is clipped, and they get no noise. The room's table says what examples give.
+
+    Under torch.distributed every rank has its share of the sample (`parallel.share` of the index and the weights) and
+    the same key: sums travel in one all-reduce, and every rank adds the same noise, once.
 
     Metrics, which are not private: "loss", the mean over the examples of weight 1 whose gradient is finite; "clipped",
     the share of the sampled whose gradient was longer than `max_norm`; "count", how many were sampled, and "nonfinite",
@@ -85,6 +90,7 @@ def dp_grad_fn(
         if isinstance(max_norm, Mapping) and set(max_norm) != set(params):
             raise ValueError(f"max_norm must name every parameter, {sorted(params)}, got {sorted(max_norm)}")
         loss_key, noise_key = random.split(key).unbind()
+        keys = parallel.example_keys(loss_key, len(y))
         clipped: list[Tensor] = []
 
         def scale(part: Examples, squares: Params) -> per_sample.Scaled:
@@ -100,14 +106,16 @@ def dp_grad_fn(
             return scales, keep
 
         options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "method": method, "chunk_size": chunk_size}
-        total, norms, losses = per_sample.scaled_sum(
-            params, (x, y), scale, weights=weights, key=loss_key, views=views, **options
-        )
+        options |= {"key": keys, "views": views, "frozen": frozen}
+        total, norms, losses = per_sample.scaled_sum(params, (x, y), scale, weights=weights, **options)
+        metrics = _sums(weights, norms, losses, torch.cat(clipped))
+        *sums, loss, heard, long, count = parallel.summed([*total.values(), *metrics])
         grads = {}
-        for i, (name, g) in enumerate(total.items()):
+        for i, (name, g) in enumerate(zip(total, sums, strict=True)):
             noise = random.normal(random.fold_in(noise_key, i), tuple(g.shape)).to(g.dtype)
             grads[name] = (g + noise_multiplier * sensitivity * noise) / expected_batch_size
-        return grads, _metrics(weights, norms, losses, torch.cat(clipped))
+        shares = {"loss": loss / heard.clamp(min=1), "clipped": long / count.clamp(min=1)}
+        return grads, {**shares, "count": count, "nonfinite": count - heard}
 
     return in_precision_of(loss_fn, private)
 
@@ -126,16 +134,11 @@ def _weighted(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
     return x, y, weights.nan_to_num(0.0).clamp(0, 1)
 
 
-def _metrics(weights: Tensor, norms: Tensor, losses: Tensor, clipped: Tensor) -> dict[str, Tensor]:
+def _sums(weights: Tensor, norms: Tensor, losses: Tensor, clipped: Tensor) -> tuple[Tensor, ...]:
+    """Over the examples: the losses of those whose gradient is finite, how many they are, how many are clipped, all."""
     finite = norms.isfinite()
-    count = weights.sum()
     heard = weights * finite
-    return {
-        "loss": (losses.where(heard > 0, 0) * heard).sum() / heard.sum().clamp(min=1),
-        "clipped": ((clipped & finite) * weights).sum() / count.clamp(min=1),
-        "count": count,
-        "nonfinite": count - heard.sum(),
-    }
+    return (losses.where(heard > 0, 0) * heard).sum(), heard.sum(), ((clipped & finite) * weights).sum(), weights.sum()
 
 
 def poisson_sample(
@@ -176,83 +179,3 @@ def padded_size(n: int, rate: float, overflow: float = 1e-9) -> int:
         return math.exp(-n * (p * math.log(p / rate) + (1 - p) * (math.log((1 - p) / (1 - rate)) if p < 1 else 0.0)))
 
     return next((k for k in range(max(1, int(n * rate)), n) if exceeded(k) <= overflow), n)
-
-
-def epsilon(
-    noise_multiplier: float,
-    sampling_rate: float,
-    steps: int,
-    delta: float,
-    *,
-    examples: int | None = None,
-    size: int | None = None,
-) -> float:
-    """The epsilon of `steps` steps at `delta`, by the privacy loss distribution of the Poisson-sampled Gaussian.
-
-    With `examples` in the data set and samples that are cut to `size`, as `poisson_sample` does, it is that of the
-    truncated sample (Ganesh et al. 2025, arXiv 2508.15089), which is a little larger. Computed by the `dp-accounting`
-    library (extra `privacy`), rounded up; above 100, which protects nothing, it is the bound by Renyi divergence, which
-    may be a multiple of it, or infinite for a truncated sample. 0 for no steps or infinite noise, infinite without.
-
-    Raises ImportError without that library; ValueError for a rate outside [0, 1], a delta outside (0, 1), a negative
-    number, and for one of `examples` and `size` without the other or out of order.
-    """
-    if not (noise_multiplier >= 0 and 0 <= sampling_rate <= 1 and steps >= 0 and 0 < delta < 1):
-        raise ValueError(
-            "epsilon needs noise_multiplier >= 0, 0 <= sampling_rate <= 1, steps >= 0 and 0 < delta < 1, "
-            f"got {noise_multiplier}, {sampling_rate}, {steps} and {delta}"
-        )
-    if (examples is None) != (size is None) or (
-        examples is not None and size is not None and not 1 <= size <= examples
-    ):
-        raise ValueError(f"examples and size belong together, 1 <= size <= examples, got {examples} and {size}")
-    if steps == 0 or sampling_rate == 0 or noise_multiplier == math.inf:
-        return 0.0
-    if noise_multiplier < _NO_NOISE:
-        return math.inf
-    try:
-        from dp_accounting import dp_event
-        from dp_accounting.pld import PLDAccountant
-        from dp_accounting.rdp import RdpAccountant
-    except ImportError as error:
-        message = "privacy.epsilon needs the package dp-accounting: pip install 'alexnet_func[privacy]'"
-        raise ImportError(message, name="dp_accounting") from error
-    sampled = dp_event.PoissonSampledDpEvent(sampling_rate, dp_event.GaussianDpEvent(noise_multiplier))
-    # The distribution's memory grows with its largest loss: it is asked only for what may be worth it.
-    bound = float(RdpAccountant(_ORDERS).compose(sampled, steps).get_epsilon(delta))
-    if bound > _WORTHLESS:
-        return bound if examples is None else math.inf
-    if examples is not None and size is not None and size < examples:
-        sampled = dp_event.TruncatedSubsampledGaussianDpEvent(examples, sampling_rate, size, noise_multiplier)
-    return float(PLDAccountant().compose(sampled, steps).get_epsilon(delta))
-
-
-def noise_for(
-    target: float,
-    delta: float,
-    sampling_rate: float,
-    steps: int,
-    *,
-    examples: int | None = None,
-    size: int | None = None,
-) -> float:
-    """The least noise multiplier, to 1e-3 of it, with which `epsilon` is at most `target`.
-
-    Raises ValueError for a target that is not positive, and as `epsilon` does.
-    """
-    if not target > 0:
-        raise ValueError(f"the epsilon aimed at must be positive, got {target}")
-
-    def enough(noise: float) -> bool:
-        return epsilon(noise, sampling_rate, steps, delta, examples=examples, size=size) <= target
-
-    high = 1.0
-    while not enough(high):
-        high *= 2
-    low = high / 2
-    while low > 1e-3 and enough(low):
-        low, high = low / 2, low
-    while high - low > 1e-3 * low and high > 2e-3:
-        middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high

@@ -6,7 +6,7 @@ sketch of g with one of a, so that a linear layer's gradient costs its two facto
 keys, `E <z, z'> = <x, x'>`, with a variance of at most `8 |x|^2 |x'|^2 / dim`, and 2 instead of 8 for most.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 from alexnet_func import checks, factors, random, tape
 from alexnet_func.arch import Linear
 from alexnet_func.factors import Factors
+
+# Values of a convolution's gradients that are formed at once: 64 MB of float32.
+_FORMED = 1 << 24
 
 
 class Hash(NamedTuple):
@@ -37,21 +40,25 @@ def hashes(key: random.Key, rows: int, columns: int, dim: int) -> Hash:
     return Hash(row_buckets, row_signs, column_signs, shifts)
 
 
-def of_layers(key: random.Key, dim: int, layers: Mapping[str, Factors]) -> Float[Tensor, "n dim"]:
-    """The sketch of every example's gradient by all parameters, from its layers' factors: that of `of_tensors`."""
-    names = sorted(f"{name}.{kind}" for name in layers for kind in ("weight", "bias"))
-    keys = {name: random.fold_in(key, i) for i, name in enumerate(names)}
-    total: Tensor | None = None
-    for name, f in layers.items():
-        weight, bias = keys[f"{name}.weight"], keys[f"{name}.bias"]
-        if isinstance(f.at.layer, Linear):
-            of_weight = _of_outer_products(f, hashes(weight, f.g.shape[-1], f.a.shape[-1], dim), dim)
+def of_layers(
+    key: random.Key, dim: int, layers: Mapping[str, Factors], names: Collection[str]
+) -> Float[Tensor, "n dim"]:
+    """The sketch of every example's gradient by the parameters of these names, from their layers' factors.
+
+    It is that of `of_tensors`.
+    """
+    parts = []
+    for i, name in enumerate(sorted(names)):
+        layer, _, kind = name.rpartition(".")
+        f, own = layers[layer], random.fold_in(key, i)
+        if kind == "bias":
+            parts.append(of_tensor(own, factors.bias_grads(f), dim))
+        elif isinstance(f.at.layer, Linear):
+            parts.append(_of_outer_products(f, hashes(own, f.g.shape[-1], f.a.shape[-1], dim), dim))
         else:
-            of_weight = of_tensor(weight, factors.weight_grads(f), dim)
-        total = of_weight if total is None else total + of_weight
-        total = total + of_tensor(bias, factors.bias_grads(f), dim)
-    assert total is not None
-    return total
+            formed = (factors.weight_grads(some) for some in factors.some_at_a_time(f, _FORMED))
+            parts.append(torch.cat([of_tensor(own, grads, dim) for grads in formed]))
+    return torch.stack(parts).sum(0)
 
 
 def of_tensors(key: random.Key, dim: int, grads: Mapping[str, Float[Tensor, "n ..."]]) -> Float[Tensor, "n dim"]:
@@ -63,8 +70,11 @@ def of_tensor(key: random.Key, x: Float[Tensor, "n ..."], dim: int) -> Float[Ten
     """The sketch of every row's tensor as a matrix of its first axis by the others; a vector is one row."""
     matrix = x[:, None] if x.dim() == 2 else x.view(len(x), 1, 1) if x.dim() == 1 else x.flatten(2)
     hashed = hashes(key, matrix.shape[1], matrix.shape[2], dim)
-    columns = _columns(matrix * hashed.row_signs[:, None].to(x.dtype), hashed, dim)
-    return _rows(columns, hashed, dim)
+    if len(hashed.shifts) == 1 and checks.visible(hashed.rows) is not None and not tape.watched(x, hashed.rows):
+        return _row_by_row(matrix, hashed, dim)
+    columns = _columns(matrix, hashed, dim) * hashed.row_signs[:, None].to(x.dtype)
+    buckets = (hashed.rows[:, None] + torch.arange(columns.shape[-1], device=x.device)) % dim
+    return x.new_zeros(len(x), dim).index_add(1, buckets.flatten(), columns.flatten(1))
 
 
 def _of_outer_products(f: Factors, hashed: Hash, dim: int) -> Tensor:
@@ -88,13 +98,11 @@ def _columns(x: Float[Tensor, "*s c"], hashed: Hash, dim: int) -> Float[Tensor, 
     return padded.gather(-1, sources.expand_as(padded)).sum(-2)
 
 
-def _rows(columns: Float[Tensor, "n r c"], hashed: Hash, dim: int) -> Float[Tensor, "n dim"]:
-    """Each row's columns from its bucket on, around the end; on a CPU by slices, five times as fast as one by one."""
-    count, width = len(columns), columns.shape[-1]
-    if checks.visible(hashed.rows) is not None and not tape.watched(columns, hashed.rows):
-        total = columns.new_zeros(count, dim + width)
-        for i, start in enumerate(hashed.rows.tolist()):
-            total[:, start : start + width] += columns[:, i]
-        return total[:, :dim] + F.pad(total[:, dim:], (0, dim - width))
-    buckets = (hashed.rows[:, None] + torch.arange(width, device=columns.device)) % dim
-    return columns.new_zeros(count, dim).index_add(1, buckets.flatten(), columns.flatten(1))
+def _row_by_row(matrix: Float[Tensor, "n r c"], hashed: Hash, dim: int) -> Float[Tensor, "n dim"]:
+    """Each row's columns from its bucket on, around the end: by slices, on a CPU five times as fast as by entries."""
+    width = matrix.shape[-1]
+    signs = hashed.column_signs.to(matrix.dtype)
+    total = matrix.new_zeros(len(matrix), dim + width)
+    for i, (start, sign) in enumerate(zip(hashed.rows.tolist(), hashed.row_signs.tolist(), strict=True)):
+        total[:, start : start + width].addcmul_(matrix[:, i], signs, value=sign)
+    return total[:, :dim] + F.pad(total[:, dim:], (0, dim - width))

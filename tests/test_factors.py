@@ -5,9 +5,10 @@ import functools
 import pytest
 import torch
 from torch.func import grad, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import alexnet_func as af
-from alexnet_func import curvature, factors, per_sample
+from alexnet_func import curvature, factors, per_sample, sketches
 from alexnet_func.arch import Conv, Linear
 from tests.conftest import ARCHS, TINY, images
 from tests.test_per_sample import ROUTES, norms_of
@@ -205,3 +206,86 @@ def test_of_ordinary_gradients_rounding_hides_little(params, arch):
     (part,) = per_sample.examples(params, images(arch, 8), arch=arch)
     squares, hidden = part.squares(), part.hidden()
     assert (sum(hidden.values()) <= 1e-2 * sum(squares.values())).all()
+
+
+# Some parameters only
+
+
+TRAINED = {
+    "the last layer": lambda name: name.startswith("classifier.4"),
+    "biases": lambda name: name.endswith("bias"),
+    "one convolution": lambda name: name.startswith("features.4"),
+    "one weight": lambda name: name == "features.0.weight",
+}
+
+
+@pytest.mark.parametrize("method", ROUTES)
+@pytest.mark.parametrize("which", TRAINED)
+def test_of_some_parameters_only_gradients_are_those_of_these(params, key, method, which):
+    everything, batch = params["tiny"], viewed(TINY, 4, 3)
+    trained = {name: p for name, p in everything.items() if TRAINED[which](name)}
+    frozen = {name: p for name, p in everything.items() if name not in trained}
+    each = {name: g for name, g in looped(everything, batch, key, TINY).items() if name in trained}
+    options = {"arch": TINY, "key": key, "method": method, "views": 3, "chunk_size": 3, "frozen": frozen}
+    close(per_sample.grads(trained, batch, **options), each)
+    norms = norms_of(each)
+    clipped, found = per_sample.clipped_sum(trained, batch, 0.1, **options)
+    scale = (0.1 / norms).clamp(max=1)
+    close({"norms": found, **clipped}, {"norms": norms, **{k: torch.tensordot(scale, g, 1) for k, g in each.items()}})
+    along = sum((g * trained[name]).flatten(1).sum(1) for name, g in each.items())
+    close({"": per_sample.dots(trained, batch, trained, **options)}, {"": along})
+    close(per_sample.layer_grams(trained, batch, **options), gram_of(each, each))
+    close(curvature.fisher_diagonal(trained, batch, **options), {name: g.square().mean(0) for name, g in each.items()})
+    del options["key"]
+    ours = per_sample.project(trained, batch, key, 32, dropout_key=key, **options)
+    torch.testing.assert_close(ours, sketches.of_tensors(key, 32, each), rtol=1e-9, atol=1e-10)
+
+
+def test_layers_below_the_lowest_trained_one_are_not_differentiated(params):
+    class Calls(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.found += func is torch.ops.aten.convolution_backward.default
+            return func(*args, **(kwargs or {}))
+
+    everything, batch = params["tiny"], images(TINY, 3, torch.float64)
+    for prefix, expected in (("classifier", 0), ("features.4", 1), ("features.0", 2)):
+        trained = {name: p for name, p in everything.items() if name.startswith(prefix)}
+        frozen = {name: p for name, p in everything.items() if name not in trained}
+        with Calls() as calls:
+            per_sample.norms(trained, batch, arch=TINY, frozen=frozen)
+        # A convolution's own gradient is one more call an example; a layer above is passed through once.
+        below = calls.found - (0 if prefix == "classifier" else 3 * (not factors.by_products(place_of(prefix), 1)))
+        assert below == expected - (prefix != "classifier")
+
+
+def place_of(name):
+    return next(at for at in af.arch.place(TINY, (3, 15, 15)) if at.name == name)
+
+
+def test_private_noise_and_clipping_are_of_the_trained_alone(params, key):
+    everything, batch = params["tiny"], images(TINY, 4, torch.float64)
+    trained = {name: p for name, p in everything.items() if name.startswith("classifier")}
+    frozen = {name: p for name, p in everything.items() if name not in trained}
+    grads, _ = af.privacy.dp_grad_fn(0.5, 0.0, 4.0, arch=TINY, frozen=frozen)(trained, batch, key)
+    own = per_sample.clipped_sum(trained, batch, 0.5, arch=TINY, frozen=frozen, key=af.random.split(key)[0])[0]
+    assert grads.keys() == trained.keys()
+    for name, g in own.items():
+        torch.testing.assert_close(grads[name], g / 4, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.errors
+def test_a_parameter_that_is_trained_and_frozen_is_named(params):
+    everything = params["tiny"]
+    with pytest.raises(ValueError, match=r"trained or frozen, and these are both: features\.0\.bias"):
+        per_sample.norms(everything, images(TINY, 2), arch=TINY, frozen={"features.0.bias": torch.zeros(8)})
+    with pytest.raises(ValueError, match=r"params of tiny: missing features\.4\.weight"):
+        per_sample.norms(
+            {"features.0.weight": everything["features.0.weight"]},
+            images(TINY, 2),
+            arch=TINY,
+            frozen={
+                name: p for name, p in everything.items() if name not in ("features.0.weight", "features.4.weight")
+            },
+        )

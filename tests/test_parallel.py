@@ -52,6 +52,18 @@ def measured():
     return parallel.evaluate(tiny_forward, params, [(x[part], y[part])])
 
 
+def private():
+    """A step of private training on this rank's share of a sample, one of whose examples is not finite."""
+    key = random.key(5)
+    params = af.init(key, TINY, dtype=torch.float64)
+    x, y = images(TINY, 8, torch.float64)
+    x[5] = torch.nan
+    weights = torch.tensor([1.0, 1, 1, 0, 1, 1, 1, 1])
+    own = parallel.share(torch.arange(8))
+    grad_fn = af.privacy.dp_grad_fn(0.5, 1.3, 6.0, arch=TINY)
+    return grad_fn(params, (x[own], y[own], weights[own]), key)
+
+
 def told():
     """What rank 0 says, whatever this rank has."""
     return parallel.broadcast({"a": torch.full((2,), float(parallel.rank() + 3)), "name": "kept"})
@@ -90,7 +102,7 @@ def alone():
 @pytest.fixture(scope="module", params=[2, 4])
 def together(request, tmp_path_factory):
     jobs = [functools.partial(trained, dtype) for dtype in (torch.float64, torch.float32)]
-    jobs += [functools.partial(trained, torch.float64, reduction="bf16"), measured, told]
+    jobs += [functools.partial(trained, torch.float64, reduction="bf16"), measured, told, private]
     return on_ranks(request.param, tmp_path_factory.mktemp("ranks"), *jobs)
 
 
@@ -124,6 +136,14 @@ def test_a_reduction_in_bfloat16_rounds_the_gradients_alone(alone, together):
 def test_evaluation_counts_every_ranks_examples(together):
     assert together[3].count == 11
     assert list(together[3]) == pytest.approx(list(measured()), rel=1e-7)  # accuracies are float32 means
+
+
+def test_private_sums_are_of_all_ranks_and_noise_is_added_once(together):
+    (grads, metrics), (expected, others) = together[5], private()
+    for name, g in expected.items():
+        torch.testing.assert_close(grads[name], g, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(metrics, others, rtol=1e-6, atol=0, check_dtype=False)
+    assert (metrics["count"], metrics["nonfinite"]) == (7, 1)
 
 
 THREADS_LEFT = """

@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -113,23 +112,6 @@ def test_a_padded_size_is_exceeded_as_rarely_as_asked_and_is_not_wasteful(n, rat
     size = privacy.padded_size(n, rate, overflow)
     assert stats.binom.sf(size, n, rate) <= overflow
     assert size == n or size <= n * rate + 8 * math.sqrt(n * rate) + 24
-
-
-def test_epsilon_of_the_gaussian_mechanism_is_the_exact_one():
-    """Balle and Wang 2018, theorem 8: delta(eps) = Phi(1/2s - eps s) - e^eps Phi(-1/2s - eps s)."""
-    for sigma in (0.8, 2.0, 5.0):
-        epsilon = privacy.epsilon(sigma, 1.0, 1, 1e-5)
-        phi = stats.norm.cdf
-        delta = phi(0.5 / sigma - epsilon * sigma) - np.exp(epsilon) * phi(-0.5 / sigma - epsilon * sigma)
-        assert delta == pytest.approx(1e-5, rel=1e-2)
-        assert privacy.epsilon(2 * sigma, 1.0, 4, 1e-5) == pytest.approx(epsilon, rel=1e-3)
-
-
-def test_epsilon_of_abadis_example():
-    """Abadi et al. 2016, section 3.1: q = 0.01, sigma = 4, 10,000 steps, delta = 1e-5: their bound is 1.26."""
-    assert 0.9 < privacy.epsilon(4.0, 0.01, 10_000, 1e-5) < 1.26
-    assert privacy.epsilon(0.0, 0.01, 10, 1e-5) == math.inf
-    assert privacy.epsilon(1.0, 0.01, 0, 1e-5) == 0
 
 
 # The guarantee: one example, whatever it holds, changes the sum of a step by at most max_norm.
@@ -245,28 +227,6 @@ def test_a_truncated_sample_is_a_random_one_of_those_drawn(key):
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
-def test_epsilon_accounts_for_truncated_samples_and_never_asks_for_much_memory():
-    plain = privacy.epsilon(1.0, 0.01, 200, 1e-5)
-    rare = privacy.epsilon(1.0, 0.01, 200, 1e-5, examples=10_000, size=200)
-    often = privacy.epsilon(1.0, 0.01, 200, 1e-5, examples=10_000, size=90)
-    assert rare == pytest.approx(plain, rel=1e-3)
-    assert often > rare
-    assert privacy.epsilon(math.inf, 0.01, 10, 1e-5) == 0
-    small = [
-        privacy.epsilon(noise, rate, steps, 1e-5) for noise, rate, steps in ((1e-3, 0.01, 10), (1e-2, 1.0, 10_000))
-    ]
-    assert all(100 < value < math.inf for value in small)
-    # Mironov 2017, proposition 3 and corollary 3: an upper bound, and above the exact epsilon of one Gaussian.
-    exact = 0.5 / 0.05**2 + stats.norm.isf(1e-5) / 0.05
-    assert exact < privacy.epsilon(0.05, 1.0, 1, 1e-5) < 2 * exact
-
-
-@pytest.mark.parametrize(("target", "rate", "steps"), [(3.0, 0.05, 300), (0.5, 0.01, 100)])
-def test_noise_for_is_the_least_that_keeps_epsilon(target, rate, steps):
-    noise = privacy.noise_for(target, 1e-5, rate, steps)
-    assert privacy.epsilon(noise, rate, steps, 1e-5) <= target < privacy.epsilon(0.995 * noise, rate, steps, 1e-5)
-
-
 @pytest.mark.errors
 def test_mistakes_are_named(key):
     with pytest.raises(ValueError, match="max_norm must be positive and finite, got 0"):
@@ -281,12 +241,6 @@ def test_mistakes_are_named(key):
         privacy.poisson_sample(key, 10, 1.5, 5)
     with pytest.raises(ValueError, match=r"rate must lie in \(0, 1\]"):
         privacy.padded_size(10, 0.0)
-    with pytest.raises(ValueError, match=r"0 < delta < 1, got 1.0, 0.1, 10 and 0"):
-        privacy.epsilon(1.0, 0.1, 10, 0)
-    with pytest.raises(ValueError, match="examples and size belong together, 1 <= size <= examples, got 10 and None"):
-        privacy.epsilon(1.0, 0.1, 10, 1e-5, examples=10)
-    with pytest.raises(ValueError, match="the epsilon aimed at must be positive, got 0"):
-        privacy.noise_for(0, 1e-5, 0.1, 10)
 
 
 @pytest.mark.errors
@@ -303,11 +257,3 @@ def test_weights_that_void_the_guarantee_are_refused(params, batch, key):
         privacy.dp_grad_fn({"features.0.bias": 0.0}, 1.0, 4.0)
     with pytest.raises(ValueError, match='nonfinite must be "propagate" or "zero"'):
         per_sample.clipped_sum(params, batch, 1.0, arch=TINY, nonfinite="skip")
-
-
-def test_without_the_library_epsilon_says_what_to_install(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    with pytest.raises(ImportError, match=r"pip install 'alexnet_func\[privacy\]'"):
-        privacy.epsilon(1.0, 0.1, 10, 1e-5)
