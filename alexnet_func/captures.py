@@ -154,17 +154,14 @@ def _examples(layers: dict[str, Factors], names: list[str], losses: Tensor) -> E
         return factors.hidden_weight_squares(f) if unformed(f) else f.g.new_zeros(factors.count(f))
 
     def weighted_sum(weights: Weights, keep: Tensor | None = None) -> Params:
-        def kept(f: Factors) -> Factors:
-            return f if keep is None else factors.kept(f, keep)
-
         def of_weight(f: Factors) -> Tensor:
             own = factors.of_name(weights, f"{f.at.name}.weight")
             if f.at.name in instantiated:
                 return factors.weighted(instantiated[f.at.name], own, keep)
-            return factors.weighted_weight_grad(kept(f), own)
+            return factors.weighted_weight_grad(f, own, keep)
 
         def of_bias(f: Factors) -> Tensor:
-            return factors.weighted_bias_grad(kept(f), factors.of_name(weights, f"{f.at.name}.bias"))
+            return factors.weighted_bias_grad(f, factors.of_name(weights, f"{f.at.name}.bias"), keep)
 
         return named(of_weight, of_bias)
 

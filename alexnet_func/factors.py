@@ -92,9 +92,8 @@ def hidden_weight_squares(f: Factors) -> Float[Tensor, "n"]:
 
 def hidden_bias_squares(f: Factors) -> Float[Tensor, "n"]:
     """What rounding may hide of the squared norms of `bias_grads`, [N]: `(sum_t |g_t|)^2` is all of their terms."""
-    return _hidden(
-        square_root(f.g.square().sum(1)).flatten(1).sum(1) if f.g.dim() > 2 else square_root(f.g.square().sum(1)), f
-    )
+    sizes = square_root(f.g.square().sum(1))
+    return _hidden(sizes.flatten(1).sum(1) if sizes.dim() > 1 else sizes, f)
 
 
 def _hidden(terms: Float[Tensor, "nk"], f: Factors) -> Float[Tensor, "n"]:
@@ -114,15 +113,15 @@ def along(f: Factors, weight: Tensor | None, bias: Tensor | None) -> Float[Tenso
     return _by_example((f.g * moved).flatten(1).sum(1), f).sum(1)
 
 
-def weighted_weight_grad(f: Factors, weights: Float[Tensor, "n"]) -> Tensor:
-    """`sum_n w_n g_n` of the weight gradients, which are not formed."""
-    scaled = scaled_outputs(f, weights)
-    return scaled.mT @ f.a if isinstance(f.at.layer, Linear) else _conv_weight_grad(f.at, f.a, scaled)
+def weighted_weight_grad(f: Factors, weights: Float[Tensor, "n"], keep: Tensor | None) -> Tensor:
+    """`sum_n w_n g_n` of the weight gradients, which are not formed, over the examples of the mask [N], or all."""
+    scaled, a = _scaled_outputs(f, weights, keep), _kept(f.a, f, keep)
+    return scaled.mT @ a if isinstance(f.at.layer, Linear) else _conv_weight_grad(f.at, a, scaled)
 
 
-def weighted_bias_grad(f: Factors, weights: Float[Tensor, "n"]) -> Float[Tensor, "o"]:
-    """`sum_n w_n g_n` of the bias gradients."""
-    scaled = scaled_outputs(f, weights)
+def weighted_bias_grad(f: Factors, weights: Float[Tensor, "n"], keep: Tensor | None) -> Float[Tensor, "o"]:
+    """`sum_n w_n g_n` of the bias gradients, over the examples of the mask [N], or all."""
+    scaled = _scaled_outputs(f, weights, keep)
     return (scaled.flatten(2).sum(-1) if scaled.dim() > 2 else scaled).sum(0)
 
 
@@ -183,16 +182,6 @@ def by_products(at: Placed, views: int) -> bool:
     return views * gram < out_channels * channels // conv.groups * conv.kernel_size**2 * positions
 
 
-def kept(f: Factors, keep: Tensor) -> Factors:
-    """The factors, with zeros for examples outside the mask [N]: nothing of those is left, not even a NaN."""
-    by_view = keep if f.views == 1 else keep.repeat_interleave(f.views)
-
-    def masked(t: Tensor) -> Tensor:
-        return t.where(by_view.view(-1, *[1] * (t.dim() - 1)), 0)
-
-    return f._replace(a=masked(f.a), g=masked(f.g))
-
-
 def weighted(grads: Float[Tensor, "n *s"], weights: Float[Tensor, "n"], keep: Tensor | None) -> Float[Tensor, "*s"]:
     """`sum_n w_n g_n` of gradients that are formed, over the examples of the mask, or all."""
     if keep is not None:
@@ -205,10 +194,17 @@ def of_name(weights: Tensor | Mapping[str, Tensor], name: str) -> Tensor:
     return weights if isinstance(weights, Tensor) else weights[name]
 
 
-def scaled_outputs(f: Factors, weights: Float[Tensor, "n"]) -> Float[Tensor, "nk ..."]:
-    """The output gradients times their example's weight."""
+def _scaled_outputs(f: Factors, weights: Float[Tensor, "n"], keep: Tensor | None) -> Float[Tensor, "nk ..."]:
     by_view = weights if f.views == 1 else weights.repeat_interleave(f.views)
-    return f.g * by_view.to(f.g.dtype).view(-1, *[1] * (f.g.dim() - 1))
+    return _kept(f.g, f, keep) * by_view.to(f.g.dtype).view(-1, *[1] * (f.g.dim() - 1))
+
+
+def _kept(t: Tensor, f: Factors, keep: Tensor | None) -> Tensor:
+    """With zeros for examples outside the mask: nothing of those is left, not even a NaN."""
+    if keep is None:
+        return t
+    by_view = keep if f.views == 1 else keep.repeat_interleave(f.views)
+    return t.where(by_view.view(-1, *[1] * (t.dim() - 1)), 0)
 
 
 def _by_example(t: Tensor, f: Factors) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch.func import functional_call, grad, hessian, jacrev
 
 import alexnet_func as af
-from alexnet_func import curvature
+from alexnet_func import curvature, factors
 from alexnet_func.arch import LRN, Arch, Conv, HeNormal, Linear, MaxPool, Normal, ReLU
 from parity import criteria
 from tests.conftest import TINY, images, tiny_loss
@@ -166,6 +166,34 @@ def test_ntk_by_captures_is_the_ntk_by_jacobians(key, arch):
     close(curvature.empirical_ntk(params, x1, x2, arch=arch), expected)
     symmetric = curvature.empirical_ntk(params, x1, arch=arch)
     close(symmetric, torch.einsum("nkp,mlp->nmkl", jacobian(x1), jacobian(x1)))
+    alone = functools.partial(af.forward, arch=arch)
+    for forward in (None, alone):
+        ask = functools.partial(curvature.empirical_ntk, params, arch=arch, forward=forward)
+        close(ask(x1, x2), expected)
+        close(ask(x1, x2, of="trace"), torch.einsum("nmkk->nm", expected))
+        close(ask(x1, x2, of="sum"), expected.sum((2, 3)))
+        close(ask(x1, of="trace"), torch.einsum("nmkk->nm", symmetric))
+        close(ask(x1, of="sum"), symmetric.sum((2, 3)))
+
+
+def test_the_ntk_of_a_lifted_module_is_that_of_its_jacobians(key):
+    module = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.GroupNorm(2, 4), torch.nn.Flatten())
+    module.append(torch.nn.LazyLinear(3)).double()
+    x = images(SMALL, 4, torch.float64)[0]
+    module(x)
+    lifted, params, buffers = af.interop.from_module(module.eval())
+    by_name = jacrev(lambda p: lifted(p, buffers, x))(params)
+    jacobian = torch.cat([j.flatten(2) for j in by_name.values()], -1)
+    ours = curvature.empirical_ntk(params, x[:3], x, forward=lambda p, image: lifted(p, buffers, image[None])[0])
+    close(ours, torch.einsum("nkp,mlp->nmkl", jacobian[:3], jacobian))
+
+
+def test_a_convolutions_jacobians_are_few_at_a_time(key, monkeypatch):
+    params, x = af.init(key, TINY, dtype=torch.float64), images(TINY, 3, torch.float64)[0]
+    expected = curvature.empirical_ntk(params, x, arch=TINY)
+    monkeypatch.setattr(factors, "_FORMED", 1000)
+    monkeypatch.setattr(factors, "_FORMED_AGAIN", 500)
+    close(curvature.empirical_ntk(params, x, arch=TINY), expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "vmap"}, {"chunk_size": 5}])
@@ -217,3 +245,5 @@ def test_mistakes_are_named(params, batch, v, key):
         curvature.fisher_diagonal(params, (batch[0][:0], batch[1][:0]), arch=SMALL)
     with pytest.raises(ValueError, match=r"x must be a batch \[N, C, H, W\], got \[2, 7, 7\]"):
         curvature.empirical_ntk(params, batch[0][0], arch=SMALL)
+    with pytest.raises(ValueError, match='of must be "classes", "trace" or "sum", got \'all\''):
+        curvature.empirical_ntk(params, batch[0], arch=SMALL, of="all")

@@ -21,20 +21,21 @@ _BATCH = 64  # images whose captures are in memory at once
 _DIM = 2048  # 400 MB for the 50,000 images of CIFAR-10
 _DAMPING = 0.1
 _TOLD, _SHOWN, _WRITTEN = 3, 6, 50  # training images for and against: on a line, in the picture, in the table
-_COLUMNS = ("image", "predicted", "rank", "index", "file", "label", "score")
+_COLUMNS = ("image", "predicted", "rank", "index", "file", "label", "alike", "influence")
 
 
 class Pull(NamedTuple):
-    """A training image's `place`, `file`, `label`, and `score`, from -1, against the prediction, to 1, for it."""
+    """A training image's `place`, `file`, `label`; how much its gradient is `alike`, -1 to 1, and its `influence`."""
 
     place: int
     file: str
     label: str
-    score: float
+    alike: float
+    influence: float
 
 
 class Explained(NamedTuple):
-    """An image and what it is seen as, with the training images most for that, falling, and most against it, rising."""
+    """An image and what it is seen as, with the training images most for that and most against it, in order."""
 
     file: str
     predicted: str
@@ -56,9 +57,12 @@ def explain(
 ) -> None:
     """Writes `explain.png` and `explain.csv` into `out`, a line for each training image among the first and last 50.
 
-    Scores are `influence.relative_influence` of gradients projected to 2,048 dimensions: of the loss of the label that
-    is predicted for the image, against every training image's own. Raises ValueError where the data set has no training
-    images or other classes than the network, and for images that cannot be read.
+    Gradients, projected to 2,048 dimensions, of the loss of the label that is predicted for the image are compared with
+    every training image's own. For the prediction are those most alike, by `influence.relative_influence`: a copy comes
+    first. Against it are those with the lowest `influence.influence`, where length counts: few pull hard.
+
+    Raises ValueError where the data set has no training images or other classes than the network, and for images that
+    cannot be read.
     """
     from alexnet_func.app import plots  # matplotlib takes a second to load
 
@@ -76,20 +80,22 @@ def explain(
     key = random.key(0, reading.device)
     places, labels, features = _features(images, source, moments, key, show)
     asked = per_sample.project(source.params, (x, predicted), key, _DIM, arch=source.arch, chunk_size=_BATCH)
-    scores = influence.relative_influence(features, asked, _DAMPING).cpu()
+    alike = influence.relative_influence(features, asked, _DAMPING).cpu()
+    pull = influence.influence(features, asked, _DAMPING).cpu()
 
-    def pulls(row: Tensor, order: Tensor) -> list[Pull]:
-        columns = (tensor[order[:_WRITTEN]].tolist() for tensor in (places, labels, row))
+    def pulls(row: int, order: Tensor) -> list[Pull]:
+        columns = (tensor[order[:_WRITTEN]].tolist() for tensor in (places, labels, alike[row], pull[row]))
         return [
-            Pull(place, split.names[place] if split.names else "", dataset.classes[label], value)
-            for place, label, value in zip(*columns, strict=True)
+            Pull(place, split.names[place] if split.names else "", dataset.classes[label], *values)
+            for place, label, *values in zip(*columns, strict=True)
         ]
 
     explained = []
-    for file, image, guess, row in zip(files, pixels, predicted.tolist(), scores, strict=True):
-        order = row.argsort(descending=True, stable=True)
-        pro, contra = pulls(row, order), pulls(row, order.flip(0))
-        explained.append(Explained(str(file), dataset.classes[guess], image, pro, contra))
+    for i, (file, image, guess) in enumerate(zip(files, pixels, predicted.tolist(), strict=True)):
+        pro = pulls(i, alike[i].argsort(descending=True, stable=True))
+        explained.append(
+            Explained(str(file), dataset.classes[guess], image, pro, pulls(i, pull[i].argsort(stable=True)))
+        )
     out.mkdir(parents=True, exist_ok=True)
     _write_csv(out / "explain.csv", explained)
     plots.explanation(explained, lambda pulled: _pixels(images, pulled), out / "explain.png", _SHOWN)
@@ -120,7 +126,7 @@ def _tell(explained: Sequence[Explained], show: Show) -> None:
 
 
 def _told(pull: Pull) -> str:
-    return f"{pull.file or f'image {pull.place}'} ({pull.label}, {pull.score:+.3f})"
+    return f"{pull.file or f'image {pull.place}'} ({pull.label}, {pull.alike:+.3f})"
 
 
 def _pixels(images: Source, pulled: Sequence[Pull]) -> Tensor:
@@ -139,5 +145,5 @@ def _write_csv(path: Path, explained: Sequence[Explained]) -> None:
         for one in explained:
             for sign, pulled in ((1, one.pro), (-1, one.contra)):
                 for rank, pull in enumerate(pulled, 1):
-                    score = f"{pull.score:.6g}"
-                    writer.writerow([one.file, one.predicted, sign * rank, pull.place, pull.file, pull.label, score])
+                    values = (f"{pull.alike:.6g}", f"{pull.influence:.6g}")
+                    writer.writerow([one.file, one.predicted, sign * rank, pull.place, pull.file, pull.label, *values])

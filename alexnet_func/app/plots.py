@@ -88,7 +88,7 @@ def explanation(rows: Sequence[Any], pixels: Callable[[Sequence[Any]], Tensor], 
             for axes, image, pull in zip(line[first:], pixels(pulled), pulled, strict=False):
                 axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
                 way = "for" if first == 1 else "against"
-                axes.set_title(f"{way}: {label(pull.label, 14)}\n{pull.score:+.3f}", fontsize=7, **LITERAL)
+                axes.set_title(f"{way}: {label(pull.label, 14)}\n{pull.alike:+.3f}", fontsize=7, **LITERAL)
     figure.savefig(out, dpi=120)
 
 

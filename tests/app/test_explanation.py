@@ -48,11 +48,13 @@ def test_a_copy_pulls_most_and_a_wrong_label_against(tmp_path, capsys):
     rows = rows_of(run / "explain.csv")
     assert len(rows) == 2 * 2 * 25
     for file in (str(tmp_path / "copied.png"), str(wrong)):
-        scores = {int(row["rank"]): float(row["score"]) for row in rows if row["image"] == file}
-        falling = [scores[rank] for rank in range(1, 26)]
+        own = {int(row["rank"]): row for row in rows if row["image"] == file}
+        falling = [float(own[rank]["alike"]) for rank in range(1, 26)]
         assert falling == sorted(falling, reverse=True)
-        assert [scores[-rank] for rank in range(1, 26)] == falling[::-1]
-        assert all(-1 <= score <= 1 for score in falling)
+        assert all(-1 <= alike <= 1 for alike in falling)
+        rising = [float(own[-rank]["influence"]) for rank in range(1, 26)]
+        assert rising == sorted(rising)
+        assert {row["index"] for rank, row in own.items() if rank > 0} == {str(i) for i in range(25)}
 
 
 @pytest.mark.errors
