@@ -45,11 +45,15 @@ APART = {
     "losses": {"check_pair", "check_labels", "loss_fn"},
     "ops": {"square_root"},
     "train": {"with_precision", "in_precision_of", "compile_options", "metrics_of"},
-    "per_sample": {"clipped_sum_and_losses", "materialised", "examples", "count"},
+    "per_sample": {"scaled_sum", "scale_to", "total_norm"},
+    "influence": set(),
     "ensemble": set(),
     "curvature": set(),
-    "privacy": {"poisson_sample", "padded_size", "epsilon"},
-    "parallel": {"rank", "world_size", "share", "evaluate", "broadcast", "first_rank_first", "joined"},
+    "privacy": {"poisson_sample", "padded_size"},
+    "parallel": {
+        *("rank", "world_size", "share", "evaluate", "broadcast", "first_rank_first", "joined"),
+        *("summed", "example_keys"),
+    },
     "optim": {"check_optimizer", "constant", "step_decay", "warmup_linear", "warmup_cosine", "partition"},
     "random": {"check_key", "threefry2x32", "as_shape", "draw", "generate", "split_each"},
 }

@@ -123,6 +123,23 @@ def per_sample() -> Iterator[Subject]:
             p, batch, moved(PARAMS, p["classifier.4.bias"][0], 7), **options
         ),
         "clipped_sum": lambda p, batch, **options: af.per_sample.clipped_sum(p, batch, 1.5, **options),
+        "clipped_sum, zero": lambda p, batch, **options: af.per_sample.clipped_sum(
+            p, batch, 1.5, nonfinite="zero", **options
+        ),
+        "norms of views": lambda p, batch, **options: af.per_sample.norms(
+            p, (torch.stack([batch[0], batch[0].flip(-1)], 1), batch[1]), views=2, **options
+        ),
+        "gram": af.per_sample.gram,
+        "layer_grams": af.per_sample.layer_grams,
+        "project": lambda p, batch, key, **options: af.per_sample.project(
+            p, batch, KEY, 24, dropout_key=key, **options
+        ),
+        "norms of some": lambda p, batch, **options: af.per_sample.norms(
+            {name: q for name, q in p.items() if "classifier" in name},
+            batch,
+            frozen={name: q for name, q in p.items() if "classifier" not in name},
+            **options,
+        ),
     }
     methods: tuple[af.per_sample.Method, ...] = ("layerwise", "vmap")
     for method in methods:
@@ -132,6 +149,33 @@ def per_sample() -> Iterator[Subject]:
                 return f(p, (x * s, Y), arch=NET, key=key, method=method)
 
             yield Subject(f"per_sample.{name}, {method}", net(call), quick=name == "norms" and method == "layerwise")
+
+
+def influences() -> Iterator[Subject]:
+    """`influence`."""
+    i = af.influence
+
+    def scores(of: Callable[..., Tensor]) -> Function:
+        def call(p: Any, x: Tensor, s: Tensor, key: Tensor) -> Tensor:
+            train, asked = (af.per_sample.project(p, (x * s, labels), KEY, 8, arch=NET) for labels in (Y, Y.flip(0)))
+            return of(train, asked, 0.1)
+
+        return net(call)
+
+    yield Subject("influence.influence", scores(i.influence))
+    yield Subject("influence.relative_influence", scores(i.relative_influence))
+    yield Subject(
+        "influence.cosines",
+        net(lambda p, x, s, key: i.cosines(af.per_sample.gram(p, (x * s, Y), arch=NET)).tril(-1)),
+    )
+    yield Subject("influence.coherence", net(lambda p, x, s, key: i.coherence(p, (x * s, Y), arch=NET, key=key)))
+    yield Subject(
+        "influence.gradient_diversity",
+        net(lambda p, x, s, key: i.gradient_diversity(p, (x * s, Y), arch=NET, key=key)),
+    )
+    yield Subject(
+        "influence.tracin", net(lambda p, x, s, key: i.tracin([(p, 0.1), (PARAMS, 0.2)], (x * s, Y), (x, Y), arch=NET))
+    )
 
 
 def ensembles() -> Iterator[Subject]:
@@ -198,7 +242,7 @@ def subjects() -> Iterator[Subject]:
     """All of them."""
     for room in (network, optimizers, random):
         yield from room()
-    for room in (training, per_sample, ensembles, curvature, augmentation):
+    for room in (training, per_sample, influences, ensembles, curvature, augmentation):
         for subject in room():
             refused = "export" in subject.refused
             yield subject if refused else subject._replace(left_out={**_INNER, **subject.left_out})
