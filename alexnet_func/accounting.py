@@ -3,8 +3,11 @@
 import math
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from alexnet_func import random
 
 _WORTHLESS = 100.0  # an epsilon that protects nobody
 _NO_NOISE = 1e-9
@@ -39,6 +42,7 @@ def epsilon(
         examples is not None and size is not None and not 1 <= size <= examples
     ):
         raise ValueError(f"examples and size belong together, 1 <= size <= examples, got {examples} and {size}")
+    truncated = examples is not None and size is not None and size < examples
     if steps == 0 or sampling_rate == 0 or noise_multiplier == math.inf:
         return 0.0
     if noise_multiplier < _NO_NOISE:
@@ -54,8 +58,8 @@ def epsilon(
     # The distribution's memory grows with its largest loss: it is asked only for what may be worth it.
     bound = float(RdpAccountant(_ORDERS).compose(sampled, steps).get_epsilon(delta))
     if bound > _WORTHLESS:
-        return bound if examples is None else math.inf
-    if examples is not None and size is not None and size < examples:
+        return math.inf if truncated else bound
+    if truncated:
         sampled = dp_event.TruncatedSubsampledGaussianDpEvent(examples, sampling_rate, size, noise_multiplier)
     return float(PLDAccountant().compose(sampled, steps).get_epsilon(delta))
 
@@ -69,9 +73,9 @@ def noise_for(
     examples: int | None = None,
     size: int | None = None,
 ) -> float:
-    """The least noise multiplier, to 1e-3 of it, with which `epsilon` is at most `target`.
+    """The least noise multiplier, to 1e-3 of it but not below 2e-3, with which `epsilon` is at most `target`.
 
-    Raises ValueError for a target that is not positive, and as `epsilon` does.
+    Raises ValueError for a target that is not positive; errors else as `epsilon`.
     """
     if not target > 0:
         raise ValueError(f"the epsilon aimed at must be positive, got {target}")
@@ -108,8 +112,11 @@ def audit(
     2023, "Privacy auditing with one (1) training run". `guesses` must be chosen before the scores are seen.
 
     Raises ImportError without scipy (extra `privacy`); ValueError unless scores and included have one length,
-    2 <= guesses <= m, and confidence and delta lie in [0, 1).
+    2 <= guesses <= m, no score is NaN, delta lies in [0, 1) and confidence in (0, 1); TypeError for `included` that is
+    not of booleans. Equal scores are ordered at random.
     """
+    if included.dtype != torch.bool:
+        raise TypeError(f"included must be a tensor of booleans, got {included.dtype}")
     m = len(scores)
     count = max(2, m // 4) if guesses is None else guesses
     if scores.shape != included.shape or scores.dim() != 1 or not 2 <= count <= m:
@@ -119,7 +126,10 @@ def audit(
         )
     if not (0 <= delta < 1 and 0 < confidence < 1):
         raise ValueError(f"delta must lie in [0, 1) and confidence in (0, 1), got {delta} and {confidence}")
-    order = scores.argsort(descending=True, stable=True)
+    if scores.isnan().any():
+        raise ValueError("scores must not be NaN")
+    shuffled = random.permutation(random.key(0, scores.device), m).long()
+    order = shuffled[scores[shuffled].argsort(descending=True, stable=True)]
     high, low = order[: count // 2], order[m - count // 2 :]
     right = int(included[high].sum()) + int((~included[low]).sum())
     return _least_epsilon(m, 2 * (count // 2), right, delta, 1 - confidence)

@@ -54,6 +54,8 @@ def chunks(
     if views is not None:
         _check_views(batch, views)
     check_tensors(frozen or {}, "frozen")
+    if not params:
+        raise ValueError("params are empty: there is nothing to differentiate by")
     if both := sorted(params.keys() & (frozen or {}).keys()):
         raise ValueError(f"a parameter is trained or frozen, and these are both: {', '.join(both)}")
     if key is not None:

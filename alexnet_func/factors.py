@@ -79,15 +79,25 @@ def weight_squares(f: Factors) -> Float[Tensor, "n"]:
 
 
 def hidden_weight_squares(f: Factors) -> Float[Tensor, "n"]:
-    """What rounding may hide of `weight_squares`, [N]: its terms may cancel, `(sum_t |u_t| |g_t|)^2` is all of them."""
+    """What rounding may hide of `weight_squares`, [N].
+
+    Its terms may cancel, of which `(sum_t |u_t| |g_t|)^2` are all; and squares below the smallest normal number may
+    count as 0 beside factors however large.
+    """
     if isinstance(f.at.layer, Linear):
-        return _hidden(square_root(f.a.square().sum(-1)) * square_root(f.g.square().sum(-1)), f)
-    conv = _conv(f.at)
-    squares = f.a.square().unflatten(1, (conv.groups, -1)).sum(2)
-    ones = squares.new_ones(conv.groups, 1, conv.kernel_size, conv.kernel_size)
-    patches = F.conv2d(squares, ones, stride=conv.stride, padding=conv.padding, groups=conv.groups)
-    outputs = f.g.square().unflatten(1, (conv.groups, -1)).sum(2)
-    return _hidden((square_root(patches) * square_root(outputs)).flatten(1).sum(1), f)
+        inputs, outputs = f.a.square().sum(-1)[:, None], f.g.square().sum(-1)[:, None]
+    else:
+        conv = _conv(f.at)
+        squares = f.a.square().unflatten(1, (conv.groups, -1)).sum(2)
+        ones = squares.new_ones(conv.groups, 1, conv.kernel_size, conv.kernel_size)
+        inputs = F.conv2d(squares, ones, stride=conv.stride, padding=conv.padding, groups=conv.groups).flatten(1)
+        outputs = f.g.square().unflatten(1, (conv.groups, -1)).sum(2).flatten(1)
+    u, g = square_root(inputs), square_root(outputs)
+    tiny = torch.finfo(u.dtype).tiny
+    values = math.prod(_weight_shape(f.at))  # at least those of a patch, and of an output
+    all_u, all_g = (_by_example(sizes.sum(1), f).sum(1) for sizes in (u, g))
+    vanished = values * tiny * (all_u.square() + all_g.square() + (u.shape[1] * f.views) ** 2)
+    return _hidden((u * g).sum(1), f) + vanished
 
 
 def hidden_bias_squares(f: Factors) -> Float[Tensor, "n"]:

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from alexnet_func import per_sample
 from alexnet_func.model import Params
+from alexnet_func.ops import square_root
 
 
 def cosines(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """The cosines of the angles between the vectors whose products are `gram`; 0 beside a zero vector."""
-    norms = gram.diagonal().clamp(min=0).sqrt()
-    return torch.where(norms.outer(norms) > 0, gram / norms.outer(norms), 0).clamp(-1, 1)
+    norms = square_root(gram.diagonal().clamp(min=0))
+    return _over(gram, norms.outer(norms))
 
 
 def gradient_diversity(params: Params, batch: Any, **keywords: Any) -> Float[Tensor, ""]:
@@ -62,7 +63,7 @@ def influence(train: Float[Tensor, "n d"], asked: Float[Tensor, "m d"], damping:
     Koh and Liang 2017, equation 2, with the empirical Fisher matrix `F = sum_n g_n g_n^T / N` for the Hessian, of
     gradients that `per_sample.project` has made short by one key (Park et al. 2023, TRAK; Schioppa et al. 2022), or of
     whole ones: [N, P] of a small network. `damping` is relative to F's mean eigenvalue. Solved in float64 in the
-    smaller of N and d dimensions.
+    smaller of N and d dimensions. One vector that is not finite leaves no score finite.
 
     Raises ValueError unless both have one dimension d, N >= 1 and damping is positive.
     """
@@ -81,8 +82,14 @@ def relative_influence(
     """
     g, h = train.double(), asked.double()
     by_g, by_h = _by_fisher(train, train, damping), _by_fisher(train, asked, damping)
-    lengths = (by_h * h).sum(1).clamp(min=0).sqrt().outer((by_g * g).sum(1).clamp(min=0).sqrt())
-    return torch.where(lengths > 0, by_h @ g.mT / lengths, 0).clamp(-1, 1).to(asked.dtype)
+    of_h, of_g = (square_root((by * vectors).sum(1).clamp(min=0)) for by, vectors in ((by_h, h), (by_g, g)))
+    return _over(by_h @ g.mT, of_h.outer(of_g)).to(asked.dtype)
+
+
+def _over(products: Tensor, lengths: Tensor) -> Tensor:
+    """Cosines, 0 beside a zero vector; there nothing is divided by, as the derivative of that counts too."""
+    zero = lengths == 0
+    return (products / lengths.masked_fill(zero, 1)).masked_fill(zero, 0).clamp(-1, 1)
 
 
 def _by_fisher(train: Tensor, vectors: Tensor, damping: float) -> Tensor:

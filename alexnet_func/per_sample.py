@@ -17,7 +17,6 @@ g_n is the gradient of example n's own loss, without the 1/N of a mean.
 - `views`: every example comes in so many views, x [N, K, C, H, W], and its loss is the mean over them: augmentation
   multiplicity (De et al. 2022). View k of an example whose key is e has the key `split(e, K)[k]`. K examples' gradients
   are never formed for one. A `loss_fn` is still one of a single view and its label; None: there is no such axis.
-
 - `frozen`: the parameters that are not trained, beside `params`, which are: gradients, norms and sums are of `params`
   alone, and layers below the lowest of them are not differentiated.
 
@@ -35,10 +34,11 @@ themselves: `grad` and `vmap` over parameters work, and `torch.compile` takes th
 | `max_norm` negative or NaN | ValueError (a tensor on a GPU is not looked at) |
 | a non-finite example | its norm is not finite; the clipped sum is NaN in every entry its gradient may touch |
 | the same, `nonfinite="zero"` | its norm is not finite; the clipped sum is that of the others |
-| views=1 | the same as without views, of x [N, 1, C, H, W] |
+| views=1 | of x [N, 1, C, H, W], without a key the same as without views |
 
 Raises, besides what `loss_fn` raises: ValueError for an unknown method, for "layerwise" with a `loss_fn`, for a
-`chunk_size` below 1, for parts of a batch that differ in N; TypeError for a `max_norm` that is no number.
+`chunk_size` below 1, for parts of a batch that differ in N, for `views` that x has not, for params that are empty or
+frozen too; TypeError for a `max_norm` that is no number.
 """
 
 from collections.abc import Callable
@@ -318,8 +318,8 @@ def project(
     `key` is elsewhere. Raises ValueError for a `dim` below 1.
     """
     random.check_key(key)
-    if dim < 1:
-        raise ValueError(f"dim must be at least 1, got {dim}")
+    if not isinstance(dim, int) or dim < 1:
+        raise ValueError(f"dim must be an integer of at least 1, got {dim}")
     options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": dropout_key, "method": method, "views": views}
     options["frozen"] = frozen
     return torch.cat([part.sketch(key, dim) for part in examples(params, batch, chunk_size=chunk_size, **options)])

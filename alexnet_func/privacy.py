@@ -4,7 +4,7 @@
     step = train.make_step(None, optimizer, grad_fn=grad_fn)
     index, weights = privacy.poisson_sample(key, n, rate, privacy.padded_size(n, rate))
     state, metrics = step(state, (x[index], y[index], weights))
-    privacy.epsilon(noise_multiplier=1.0, sampling_rate=rate, steps=steps, delta=1e-5)
+    privacy.epsilon(1.0, rate, steps, delta=1e-5, examples=n, size=privacy.padded_size(n, rate))
 
 The guarantee is (epsilon, delta)-differential privacy between data sets that differ by one example added or removed,
 for what follows from the parameters alone: metrics of training examples, such as the loss, are not covered. It assumes
@@ -21,11 +21,13 @@ a sum of clipped gradients, one example changes at most `max_norm`, whatever it 
 | nobody sampled | noise alone |
 
 Noise is drawn by `random.normal`, in float32 and from a key that must stay secret; attacks on the rounding of
-floating-point noise (Mironov 2012) are not defended against. Norms need full float32 products: no TF32.
+floating-point noise (Mironov 2012) are not defended against. Sums and norms are taken without TF32. Samples must be
+drawn by keys of their own, not by any that follows from the state's, whose steps draw the noise.
 """
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -41,9 +43,11 @@ from alexnet_func.captures import Examples
 from alexnet_func.checks import check_number, visible
 from alexnet_func.model import Params
 from alexnet_func.ops import square_root
-from alexnet_func.train import Graded, GradFn, in_precision_of
+from alexnet_func.precision import InPrecision, precision_of, scope
+from alexnet_func.train import Graded, GradFn
 
 _FINITE = "must be finite and not negative"
+_LAST = 2**32 - 1  # of the numbers that can be folded in: no sample has so many examples
 
 
 def dp_grad_fn(
@@ -78,6 +82,8 @@ def dp_grad_fn(
     Raises ValueError unless max_norm and expected_batch_size are positive and finite, noise_multiplier finite and not
     negative. The step raises ValueError for weights other than 0 and 1, TypeError for weights that are integers.
     """
+    if precision_of(loss_fn) == "tf32":
+        raise ValueError("private sums need full float32 products: a loss with_precision tf32 has none")
     bounds = max_norm if isinstance(max_norm, Mapping) else {"max_norm": max_norm}
     for name, value in (*bounds.items(), ("expected_batch_size", expected_batch_size)):
         check_number(name, value, lambda number: 0 < number < math.inf, "must be positive and finite")
@@ -86,6 +92,11 @@ def dp_grad_fn(
     sensitivity = max_norm if not isinstance(max_norm, Mapping) else math.hypot(*(float(b) for b in max_norm.values()))
 
     def private(params: Params, batch: Any, key: Tensor) -> Graded:
+        # A graph sets no switch: there the step does.
+        with nullcontext() if torch.compiler.is_compiling() else scope("float32"):
+            return summed(params, batch, key)
+
+    def summed(params: Params, batch: Any, key: Tensor) -> Graded:
         x, y, weights = _weighted(batch)
         if isinstance(max_norm, Mapping) and set(max_norm) != set(params):
             raise ValueError(f"max_norm must name every parameter, {sorted(params)}, got {sorted(max_norm)}")
@@ -110,14 +121,15 @@ def dp_grad_fn(
         total, norms, losses = per_sample.scaled_sum(params, (x, y), scale, weights=weights, **options)
         metrics = _sums(weights, norms, losses, torch.cat(clipped))
         *sums, loss, heard, long, count = parallel.summed([*total.values(), *metrics])
+        total = dict(zip(total, sums, strict=True))
         grads = {}
-        for i, (name, g) in enumerate(zip(total, sums, strict=True)):
-            noise = random.normal(random.fold_in(noise_key, i), tuple(g.shape)).to(g.dtype)
-            grads[name] = (g + noise_multiplier * sensitivity * noise) / expected_batch_size
+        for i, (name, p) in enumerate(params.items()):
+            noise = random.normal(random.fold_in(noise_key, i), tuple(p.shape)).to(total[name].dtype)
+            grads[name] = ((total[name] + noise_multiplier * sensitivity * noise) / expected_batch_size).to(p.dtype)
         shares = {"loss": loss / heard.clamp(min=1), "clipped": long / count.clamp(min=1)}
         return grads, {**shares, "count": count, "nonfinite": count - heard}
 
-    return in_precision_of(loss_fn, private)
+    return InPrecision(private, precision_of(loss_fn) or "float32")
 
 
 def _weighted(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,7 +169,7 @@ def poisson_sample(
     sampled = random.bernoulli(key, rate, (n,))
     if size < n:
         # In an order of their own: were the last left out, to come early would be a privilege.
-        ranks = torch.where(sampled, random.uniform(random.fold_in(key, 0), (n,)), 2.0)
+        ranks = torch.where(sampled, random.uniform(random.fold_in(key, _LAST), (n,)), 2.0)
         sampled &= torch.zeros_like(sampled).scatter(0, ranks.argsort()[:size], True)
     index = torch.sort(sampled, descending=True, stable=True).indices[:size]
     return index, sampled[index].float()

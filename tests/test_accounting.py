@@ -81,6 +81,10 @@ def test_an_audit_finds_nothing_in_noise_and_much_where_all_is_told():
     assert privacy.audit(bits.float(), bits, 1e-3, guesses=500) < told
 
 
+def test_equal_scores_tell_nothing_in_whatever_order_the_canaries_come():
+    assert privacy.audit(torch.zeros(200), torch.arange(200) < 100, 1e-5, guesses=100) < 0.6
+
+
 def test_delta_counts_as_in_the_papers_theorem():
     """Its sum, term by term: Pr[right >= v] + 2 m delta max_i (Pr[right >= v - i] - Pr[right >= v]) / i."""
     from alexnet_func import accounting
@@ -105,5 +109,9 @@ def test_mistakes_are_named():
         privacy.audit(scores, bits[:7], 1e-5)
     with pytest.raises(ValueError, match=r"2 <= guesses <= m, got \[8\], \[8\] and 9 guesses"):
         privacy.audit(scores, bits, 1e-5, guesses=9)
+    with pytest.raises(TypeError, match=r"included must be a tensor of booleans, got torch.uint8"):
+        privacy.audit(scores, bits.byte(), 1e-5)
+    with pytest.raises(ValueError, match="scores must not be NaN"):
+        privacy.audit(scores * torch.nan, bits, 1e-5)
     with pytest.raises(ValueError, match=r"delta must lie in \[0, 1\) and confidence in \(0, 1\), got 1.0 and 0.95"):
         privacy.audit(scores, bits, 1.0)

@@ -38,6 +38,9 @@ def test_diversity_coherence_and_cosines_are_their_formulas(params, key):
     unit = g / np.linalg.norm(g, axis=1, keepdims=True)
     torch.testing.assert_close(found, torch.from_numpy(unit @ unit.T), rtol=1e-9, atol=1e-10)
     assert torch.equal(influence.cosines(torch.zeros(2, 2)), torch.zeros(2, 2))
+    beside_zero = torch.tensor([[1.0, 0.5], [0.0, 0.0]]).double()
+    for of in (lambda g: influence.cosines(g @ g.T), lambda g: influence.relative_influence(g, g)):
+        assert torch.func.grad(lambda g, of=of: of(g).sum())(beside_zero).isfinite().all()
 
 
 def test_gradients_that_are_alike_have_coherence_one(params):

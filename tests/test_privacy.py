@@ -6,6 +6,7 @@ from scipy import stats
 
 import alexnet_func as af
 from alexnet_func import optim, per_sample, privacy, train
+from alexnet_func.arch import LRN, Arch, Conv, Linear, ReLU
 from tests.conftest import ARCHS, TINY, images, tiny_loss
 
 
@@ -162,6 +163,10 @@ def test_one_example_changes_the_sum_of_large_networks_by_at_most_the_bound(key,
     held_by_every_layer(af.init(key, arch), arch, {}, kind, key)
 
 
+def size(tensors):
+    return torch.stack([t.double().square().sum() for t in tensors.values()]).sum().sqrt()
+
+
 def held_by_every_layer(params, arch, options, kind, key):
     bound = 0.7
     x, y = images(arch, 3, next(iter(params.values())).dtype)
@@ -172,14 +177,69 @@ def held_by_every_layer(params, arch, options, kind, key):
     without = grad_fn(params, (x, y, torch.tensor([0.0, 1, 1])), key)[0]
     for given in (x, other):
         with_it, metrics = grad_fn(params, (given, y, torch.ones(3)), key)
-        change = (
-            torch.stack([(g.double() - without[n].double()).square().sum() for n, g in with_it.items()]).sum().sqrt()
-        )
-        assert change <= bound * (1 + 1e-5)
+        change = size({name: g.double() - without[name].double() for name, g in with_it.items()})
+        # The sum with its noise is rounded to the parameters' dtype, which tells no more of anyone.
+        rounded = torch.finfo(x.dtype).eps * (size(with_it) + size(without)) if x.dtype == torch.bfloat16 else 0
+        assert change <= bound * (1 + 1e-5) + rounded
         assert metrics["loss"].isfinite()
     if kind in ("nan", "one inf"):
         assert metrics["nonfinite"] == 1
         assert change == 0
+
+
+def test_a_layer_whose_squares_vanish_holds_its_bound_too(key):
+    """Large inputs and output gradients whose squares are below the smallest number: LRN makes such from pixels."""
+    features = (Conv(512, 3, padding=1), LRN(5, 1e-4, 0.75, 1.0, "mean"), ReLU())
+    arch = Arch("s", image_size=4, num_classes=3, features=features, classifier=(Linear(None),))
+    params = af.init(key, arch)
+    x = 1e17 * torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    bounds = dict.fromkeys(params, 1e-6)
+    for bound in (bounds, 1e-6):
+        grads, _ = privacy.dp_grad_fn(bound, 0.0, 1.0, arch=arch)(params, (x, torch.tensor([1])), key)
+        assert all(g.double().norm() <= 1e-6 * (1 + 1e-5) for g in grads.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clipping_by_layer_holds_for_adversaries(params, batch, key, kind):
+    x, y = batch
+    other = torch.cat([adversary(x[:1], kind), x[1:]])
+    bounds = {name: 10.0 ** -(i + 1) for i, name in enumerate(params)}
+    grad_fn = privacy.dp_grad_fn(bounds, 0.0, 1.0, arch=TINY)
+    alone = (other, y, torch.tensor([1.0, 0, 0, 0, 0, 0]))
+    for name, g in grad_fn(params, alone, key)[0].items():
+        assert g.norm() <= bounds[name] * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("make", [optim.sgd, optim.adamw])
+def test_bfloat16_parameters_stay_so(key, batch, make):
+    params = af.init(key, TINY, dtype=torch.bfloat16)
+    optimizer = make(0.1)
+    step = train.make_step(None, optimizer, grad_fn=privacy.dp_grad_fn(1.0, 1.0, 4.0, arch=TINY))
+    state, _ = step(train.create_state(params, optimizer, key=key), batch)
+    assert {p.dtype for p in state.params.values()} == {torch.bfloat16}
+
+
+def test_noise_goes_by_the_order_of_the_parameters_by_either_method(params, batch, key):
+    turned = dict(reversed(params.items()))
+    one, other = (
+        privacy.dp_grad_fn(1.0, 1.0, 4.0, arch=TINY, method=m)(turned, batch, key)[0] for m in ("auto", "vmap")
+    )
+    for name, g in one.items():
+        torch.testing.assert_close(g, other[name], rtol=1e-9, atol=1e-12)
+
+
+def test_sums_are_taken_without_tf32(params, batch, key):
+    seen = []
+
+    def loss(p, example, key=None):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return tiny_loss(p, example)
+
+    with af.precision.tf32(True):
+        privacy.dp_grad_fn(1.0, 0.0, 4.0, loss_fn=loss)(params, batch, key)
+    assert seen == [False]
+    with pytest.raises(ValueError, match="need full float32 products"):
+        privacy.dp_grad_fn(1.0, 0.0, 4.0, loss_fn=train.with_precision(tiny_loss, "tf32"))
 
 
 def test_clipping_by_layer_holds_every_layers_own_bound(params, batch, key):
@@ -205,7 +265,7 @@ def test_one_bad_image_leaves_the_others_update(params, batch, key):
     for name, g in theirs.items():
         torch.testing.assert_close(ours[name], g, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(metrics["loss"], others["loss"])
-    assert metrics["count"], metrics["nonfinite"] == (6, 1)
+    assert (metrics["count"], metrics["nonfinite"]) == (6, 1)
     clipped, norms = per_sample.clipped_sum(params, (bad, y), 0.5, arch=TINY, nonfinite="zero")
     assert norms.isfinite().tolist() == [True, True, False, True, True, True]
     good = per_sample.clipped_sum(params, (x[[0, 1, 3, 4, 5]], y[[0, 1, 3, 4, 5]]), 0.5, arch=TINY)[0]

@@ -105,7 +105,7 @@ def test_a_projection_can_be_differentiated_mapped_and_does_not_depend_on_the_or
 
 @pytest.mark.errors
 def test_mistakes_are_named(params, batch, key):
-    with pytest.raises(ValueError, match="dim must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="dim must be an integer of at least 1, got 0"):
         per_sample.project(params, batch, key, 0, arch=TINY)
     with pytest.raises(ValueError, match="key must have shape"):
         per_sample.project(params, batch, af.random.split(key), 8, arch=TINY)

@@ -18,7 +18,7 @@ from alexnet_func.data.records import Dataset
 from alexnet_func.data.sources import Reading, Source
 
 _BATCH = 64  # images whose captures are in memory at once
-_DIM = 2048  # 400 MB for the 50,000 images of CIFAR-10
+_DIM = 2048  # 400 MB for the 50,000 images of CIFAR-10, and ten times that to compare them
 _DAMPING = 0.1
 _TOLD, _SHOWN, _WRITTEN = 3, 6, 50  # training images for and against: on a line, in the picture, in the table
 _COLUMNS = ("image", "predicted", "rank", "index", "file", "label", "alike", "influence")
@@ -58,8 +58,8 @@ def explain(
     """Writes `explain.png` and `explain.csv` into `out`, a line for each training image among the first and last 50.
 
     Gradients, projected to 2,048 dimensions, of the loss of the label that is predicted for the image are compared with
-    every training image's own. For the prediction are those most alike, by `influence.relative_influence`: a copy comes
-    first. Against it are those with the lowest `influence.influence`, where length counts: few pull hard.
+    every training image's own. For the prediction are those most alike, by `influence.relative_influence`: a copy that
+    has that label comes first. Against it are those with the lowest `influence.influence`, where length counts.
 
     Raises ValueError where the data set has no training images or other classes than the network, and for images that
     cannot be read.
@@ -115,18 +115,24 @@ def _features(
     ]
     sources.check_any(len(found), images, "the training split")
     places, labels, features = (torch.cat(tensors) for tensors in zip(*found, strict=True))
-    return places, labels, features
+    finite = features.isfinite().all(1).cpu()
+    if not finite.all():
+        show.line(f"{int((~finite).sum())} training images without a finite gradient left out")
+    return places[finite], labels[finite], features[finite.to(features.device)]
 
 
 def _tell(explained: Sequence[Explained], show: Show) -> None:
     for one in explained:
         show.line(f"{one.file}: {one.predicted}")
-        for way, pulled in (("for", one.pro), ("against", one.contra)):
-            show.line(f"  {way:7s} " + ", ".join(_told(pull) for pull in pulled[:_TOLD]))
+        if not any(pull.alike for pull in one.pro):
+            show.line("  the prediction is so certain that its gradient is zero: nothing pulls it")
+            continue
+        show.line("  for     " + ", ".join(f"{_named(pull)} {pull.alike:+.3f})" for pull in one.pro[:_TOLD]))
+        show.line("  against " + ", ".join(f"{_named(pull)} {pull.influence:+.2g})" for pull in one.contra[:_TOLD]))
 
 
-def _told(pull: Pull) -> str:
-    return f"{pull.file or f'image {pull.place}'} ({pull.label}, {pull.alike:+.3f})"
+def _named(pull: Pull) -> str:
+    return f"{pull.file or f'image {pull.place}'} ({pull.label},"
 
 
 def _pixels(images: Source, pulled: Sequence[Pull]) -> Tensor:

@@ -87,8 +87,8 @@ def explanation(rows: Sequence[Any], pixels: Callable[[Sequence[Any]], Tensor], 
         for first, pulled in ((1, row.pro[:shown]), (shown + 1, row.contra[:shown])):
             for axes, image, pull in zip(line[first:], pixels(pulled), pulled, strict=False):
                 axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-                way = "for" if first == 1 else "against"
-                axes.set_title(f"{way}: {label(pull.label, 14)}\n{pull.alike:+.3f}", fontsize=7, **LITERAL)
+                way = f"for: {pull.alike:+.3f}" if first == 1 else f"against: {pull.influence:+.2g}"
+                axes.set_title(f"{label(pull.label, 16)}\n{way}", fontsize=7, **LITERAL)
     figure.savefig(out, dpi=120)
 
 

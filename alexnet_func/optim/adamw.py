@@ -51,7 +51,7 @@ def adamw(
         for of in groups(params):
             first = interpolated(of(opt_state["mu"]), of(grads), 1 - b1)
             kept = each("mul", of(opt_state["nu"]), b2)
-            second = each("add", kept, each("mul", each("pow", of(grads), 2), 1 - b2))
+            second = each("add", kept, each("mul", each("pow", of(grads), 2.0), 1 - b2))
             descent = {name: square_root(v) for name, v in second.items()}
             descent = each("add", each("div", descent, correction2.sqrt()), eps)
             descent = each("mul", each("div", first, descent), rate / correction1)

@@ -43,6 +43,7 @@ def test_a_copy_pulls_most_and_a_wrong_label_against(tmp_path, capsys):
     assert f"{tmp_path}/copied.png: dark" in out
     assert f"for     {copied} (dark, +1.000)" in out
     assert f"against {data}/train/bright/planted.png (bright, -" in out
+    assert "nothing pulls it" not in out
     assert (run / "explain.png").stat().st_size > 10_000
     assert not (run / "inspect.csv").exists()
     rows = rows_of(run / "explain.csv")
