@@ -132,7 +132,7 @@ def test_per_sample_gradients_by_layer_are_a_loop_over_the_examples(data, gram):
     options = {"arch": arch, "key": key, "method": "layerwise"}
     agree(af.per_sample.grads(params, (x, y), **options), expected)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(af.captures, "_prefers_gram", lambda at: gram)
+        patch.setattr(af.factors, "by_products", lambda at, views: gram)
         norms = af.per_sample.layer_norms(params, (x, y), **options)
         clipped, _ = af.per_sample.clipped_sum(params, (x, y), 1e-3, **options)
     # The Gram form adds squares with cancellation: what is zero may come out as the root of a rounding error.
