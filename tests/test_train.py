@@ -360,9 +360,12 @@ def test_what_is_no_optimizer_is_named(key, wrong):
 def test_a_partial_of_a_loss_keeps_its_precision(key):
     low = functools.partial(train.with_precision(af.loss_fn, "tf32"), arch=TINY)
     assert af.precision.precision_of(low) == "tf32"
-    private = af.privacy.dp_grad_fn(1.0, 1.0, 2.0, loss_fn=low)
-    for grad_fn in (af.ensemble.grad_fn(low), af.parallel.grad_fn(low), private):
+    for grad_fn in (af.ensemble.grad_fn(low), af.parallel.grad_fn(low)):
         assert train.make_step(None, OPTIMIZER, grad_fn=grad_fn).precision == "tf32"
+    bf16 = functools.partial(train.with_precision(af.loss_fn, "bf16"), arch=TINY)
+    for options, kept in (({"loss_fn": bf16}, "bf16"), ({"arch": TINY}, "float32")):  # never tf32
+        private = af.privacy.dp_grad_fn(1.0, 1.0, 2.0, **options)
+        assert train.make_step(None, OPTIMIZER, grad_fn=private).precision == kept
 
 
 @pytest.mark.compiled
