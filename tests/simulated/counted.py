@@ -79,15 +79,15 @@ CASES = {
     "per_sample.layer_norms": (318, lambda: per_sample.layer_norms(PARAMS, BATCH, **HOW)),
     "per_sample.dots": (165, lambda: per_sample.dots(PARAMS, BATCH, PARAMS, **HOW)),
     "per_sample.clipped_sum": (358, lambda: per_sample.clipped_sum(PARAMS, BATCH, 1.0, **HOW)),
-    "per_sample.gram": (540, lambda: per_sample.gram(PARAMS, BATCH, **HOW)),
-    "per_sample.project": (800, lambda: per_sample.project(PARAMS, BATCH, KEY, 512, arch=ARCH)),
+    "per_sample.gram": (358, lambda: per_sample.gram(PARAMS, BATCH, **HOW)),
+    "per_sample.project": (880, lambda: per_sample.project(PARAMS, BATCH, KEY, 512, arch=ARCH)),
     "per_sample.norms of views": (380, lambda: per_sample.norms(PARAMS, VIEWED, views=4, **HOW)),
     "ensemble.forward": (466, lambda: ensemble.forward(STACKED, BATCH[0], **HOW)),
     "ensemble step": (610, members()),
     **{f"prepare {name}": (1550, prepared(name)) for name in get_args(preprocess.Augmentation)},
     "totals": (51, lambda: train.totals(functools.partial(af.forward, arch=ARCH), PARAMS, [BATCH])),
     "poisson_sample": (42, lambda: privacy.poisson_sample(KEY, 1000, 0.1, 150)),
-    "privacy.dp_grad_fn": (1040, stepping(optim.sgd(0.1), grad_fn=privacy.dp_grad_fn(1.0, 1.0, N, arch=ARCH))),
+    "privacy.dp_grad_fn": (1130, stepping(optim.sgd(0.1), grad_fn=privacy.dp_grad_fn(1.0, 1.0, N, arch=ARCH))),
     **{f"random.{name}": (40, call) for name, call in DRAWS.items()},
 }
 
