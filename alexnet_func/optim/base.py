@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from alexnet_func import tape
 from alexnet_func.checks import check_named_tensors, check_number, check_tensors, shapes_of
@@ -144,7 +145,8 @@ def each(operation: str, tensors: Params, *others: Params | Number, **options: f
     values = list(tensors.values())
     dtypes = {t.dtype for t in values}
     lists = [[other[name] for name in tensors] if isinstance(other, dict) else other for other in others]
-    if torch.compiler.is_compiling() or len(dtypes) != 1 or tape.watched(values, lists):
+    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+    if traced or len(dtypes) != 1 or tape.watched(values, lists):
         function = getattr(torch, operation)
         return {
             name: function(a, *(_namesake(other, name, a) for other in others), **options)
