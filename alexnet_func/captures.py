@@ -22,6 +22,7 @@ from alexnet_func.tape import without_tape
 
 # Named, since Dynamo, which traces what is made within a call, builds no generic types. [N], or [N] by parameter name.
 Weights = Tensor | Mapping[str, Tensor]
+OfLayer = Callable[[Factors], Tensor]
 
 
 class Examples(NamedTuple):
@@ -134,62 +135,69 @@ def _examples(layers: dict[str, Factors], names: list[str], losses: Tensor) -> E
             instantiated[name] = factors.weight_grads(f)
         return instantiated[name]
 
-    def named(of_weight: Callable[[Factors], Tensor], of_bias: Callable[[Factors], Tensor]) -> Params:
-        ways = {"weight": of_weight, "bias": of_bias}
-        return {
-            f"{name}.{kind}": ways[kind](f) for name, f in layers.items() for kind in ways if f"{name}.{kind}" in names
-        }
-
-    def unformed(f: Factors) -> bool:
-        return isinstance(f.at.layer, Linear) or factors.by_products(f.at, f.views)
+    def named(of_weight: OfLayer, of_bias: OfLayer) -> Params:
+        ways = {f"{name}.{kind}": (of, f) for name, f in layers.items() for kind, of in _kinds(of_weight, of_bias)}
+        return {name: of(f) for name, (of, f) in ways.items() if name in names}
 
     def grad_of(f: Factors) -> Tensor:
         return factors.weight_grads(f) if isinstance(f.at.layer, Linear) else formed(f)
 
     def square_of(f: Factors) -> Tensor:
-        return factors.weight_squares(f) if unformed(f) else formed(f).flatten(1).square().sum(1)
+        return factors.weight_squares(f) if _unformed(f) else formed(f).flatten(1).square().sum(1)
 
     def hidden_of(f: Factors) -> Tensor:
         # What is formed is what is summed.
-        return factors.hidden_weight_squares(f) if unformed(f) else f.g.new_zeros(factors.count(f))
-
-    def weighted_sum(weights: Weights, keep: Tensor | None = None) -> Params:
-        def of_weight(f: Factors) -> Tensor:
-            own = factors.of_name(weights, f"{f.at.name}.weight")
-            if f.at.name in instantiated:
-                return factors.weighted(instantiated[f.at.name], own, keep)
-            return factors.weighted_weight_grad(f, own, keep)
-
-        def of_bias(f: Factors) -> Tensor:
-            return factors.weighted_bias_grad(f, factors.of_name(weights, f"{f.at.name}.bias"), keep)
-
-        return named(of_weight, of_bias)
-
-    def dot(direction: Params) -> Tensor:
-        each = [factors.along(f, direction.get(f"{n}.weight"), direction.get(f"{n}.bias")) for n, f in layers.items()]
-        return torch.stack(each).sum(0)
+        return factors.hidden_weight_squares(f) if _unformed(f) else f.g.new_zeros(factors.count(f))
 
     def sum_of_squares_of(f: Factors) -> Tensor:
         return factors.sum_of_squares(f) if isinstance(f.at.layer, Linear) else formed(f).square().sum(0)
-
-    def grams(other: Examples) -> Params:
-        def of_bias(f: Factors) -> Tensor:
-            return factors.bias_grads(f) @ factors.bias_grads(other.factors[f.at.name]).mT
-
-        return named(lambda f: factors.weight_gram(f, other.factors[f.at.name]), of_bias)
 
     return Examples(
         losses,
         grads=lambda: named(grad_of, factors.bias_grads),
         squares=lambda: named(square_of, lambda f: factors.bias_grads(f).square().sum(1)),
         hidden=lambda: named(hidden_of, factors.hidden_bias_squares),
-        dots=dot,
-        weighted_sum=weighted_sum,
+        dots=lambda direction: _dots(layers, direction),
+        weighted_sum=lambda weights, keep: named(*_weighted(weights, keep, instantiated)),
         sum_of_squares=lambda: named(sum_of_squares_of, lambda f: factors.bias_grads(f).square().sum(0)),
-        grams=grams,
+        grams=lambda other: named(*_grams(other.factors)),
         sketch=lambda key, dim: sketches.of_layers(key, dim, layers, names),
         factors=layers,
     )
+
+
+def _kinds(of_weight: OfLayer, of_bias: OfLayer) -> tuple[tuple[str, OfLayer], ...]:
+    return ("weight", of_weight), ("bias", of_bias)
+
+
+def _unformed(f: Factors) -> bool:
+    """Whether the layer's norms are taken without its examples' weight gradients."""
+    return isinstance(f.at.layer, Linear) or factors.by_products(f.at, f.views)
+
+
+def _weighted(weights: Weights, keep: Tensor | None, instantiated: Mapping[str, Tensor]) -> tuple[OfLayer, OfLayer]:
+    def of_weight(f: Factors) -> Tensor:
+        own = factors.of_name(weights, f"{f.at.name}.weight")
+        if f.at.name in instantiated:
+            return factors.weighted(instantiated[f.at.name], own, keep)
+        return factors.weighted_weight_grad(f, own, keep)
+
+    def of_bias(f: Factors) -> Tensor:
+        return factors.weighted_bias_grad(f, factors.of_name(weights, f"{f.at.name}.bias"), keep)
+
+    return of_weight, of_bias
+
+
+def _grams(other: Mapping[str, Factors]) -> tuple[OfLayer, OfLayer]:
+    def of_bias(f: Factors) -> Tensor:
+        return factors.bias_grads(f) @ factors.bias_grads(other[f.at.name]).mT
+
+    return lambda f: factors.weight_gram(f, other[f.at.name]), of_bias
+
+
+def _dots(layers: Mapping[str, Factors], direction: Params) -> Tensor:
+    each = [factors.along(f, direction.get(f"{n}.weight"), direction.get(f"{n}.bias")) for n, f in layers.items()]
+    return torch.stack(each).sum(0)
 
 
 def wide(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -69,8 +69,8 @@ def dp_grad_fn(
     differentially private recurrent language models"); their sum's sensitivity, in place of `max_norm` in the noise, is
     the root of the sum of their squares. The batch is (x, y, w) with weights w [N] of 0 and 1, as `poisson_sample`
     gives them, or (x, y). Of the step's key's two halves one draws dropout, the other the noise: tensor i of the
-    parameters from `fold_in(., i)`. `arch` to `frozen` as in `per_sample`: of frozen
-    parameters nothing is clipped, and they get no noise. The room's table says what examples give.
+    parameters from `fold_in(., i)`. `arch` to `frozen` as in `per_sample`: frozen parameters get no noise. The room's
+    table says what examples give.
 
     Under torch.distributed every rank has its share of the sample (`parallel.share` of the index and the weights) and
     the same key: sums travel in one all-reduce, and every rank adds the same noise, once.
@@ -103,33 +103,46 @@ def dp_grad_fn(
         loss_key, noise_key = random.split(key).unbind()
         keys = parallel.example_keys(loss_key, len(y))
         clipped: list[Tensor] = []
-
-        def scale(part: Examples, squares: Params) -> per_sample.Scaled:
-            hidden = part.hidden()
-            upper = {name: square_root(square + hidden[name]) for name, square in squares.items()}
-            keep = per_sample.total_norm(squares).isfinite()
-            if isinstance(max_norm, Mapping):
-                by_name = {name: per_sample.scale_to(norm, max_norm[name]) for name, norm in upper.items()}
-                clipped.append(torch.stack([s < 1 for s in by_name.values()]).any(0))
-                return by_name, keep
-            scales = per_sample.scale_to(per_sample.total_norm({n: u.square() for n, u in upper.items()}), max_norm)
-            clipped.append(scales < 1)
-            return scales, keep
-
         options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "method": method, "chunk_size": chunk_size}
         options |= {"key": keys, "views": views, "frozen": frozen}
-        total, norms, losses = per_sample.scaled_sum(params, (x, y), scale, weights=weights, **options)
+        total, norms, losses = per_sample.scaled_sum(
+            params, (x, y), _clipping(max_norm, clipped), weights=weights, **options
+        )
         metrics = _sums(weights, norms, losses, torch.cat(clipped))
         *sums, loss, heard, long, count = parallel.summed([*total.values(), *metrics])
-        total = dict(zip(total, sums, strict=True))
-        grads = {}
-        for i, (name, p) in enumerate(params.items()):
-            noise = random.normal(random.fold_in(noise_key, i), tuple(p.shape)).to(total[name].dtype)
-            grads[name] = ((total[name] + noise_multiplier * sensitivity * noise) / expected_batch_size).to(p.dtype)
+        totals = dict(zip(total, sums, strict=True))
+        grads = _noised(params, totals, noise_key, noise_multiplier * sensitivity, expected_batch_size)
         shares = {"loss": loss / heard.clamp(min=1), "clipped": long / count.clamp(min=1)}
         return grads, {**shares, "count": count, "nonfinite": count - heard}
 
     return InPrecision(private, precision_of(loss_fn) or "float32")
+
+
+def _clipping(max_norm: float | Mapping[str, float], clipped: list[Tensor]) -> per_sample.Scale:
+    """The scales that keep every example within its bound; whom they shorten is added to `clipped`, [n] a chunk."""
+
+    def scale(part: Examples, squares: Params) -> per_sample.Scaled:
+        hidden = part.hidden()
+        upper = {name: square + hidden[name] for name, square in squares.items()}
+        keep = per_sample.total_norm(squares).isfinite()
+        if isinstance(max_norm, Mapping):
+            by_name = {name: per_sample.scale_to(square_root(u), max_norm[name]) for name, u in upper.items()}
+            clipped.append(torch.stack([s < 1 for s in by_name.values()]).any(0))
+            return by_name, keep
+        scales = per_sample.scale_to(per_sample.total_norm(upper), max_norm)
+        clipped.append(scales < 1)
+        return scales, keep
+
+    return scale
+
+
+def _noised(params: Params, totals: Params, key: random.Key, deviation: Any, size: float) -> Params:
+    """`(total + noise) / size` in the parameters' dtypes; tensor i of the parameters has the key `fold_in(key, i)`."""
+    grads = {}
+    for i, (name, p) in enumerate(params.items()):
+        noise = random.normal(random.fold_in(key, i), tuple(p.shape)).to(totals[name].dtype)
+        grads[name] = ((totals[name] + deviation * noise) / size).to(p.dtype)
+    return grads
 
 
 def _weighted(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
