@@ -48,7 +48,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alexnet_func import captures, random
+from alexnet_func import captures
 from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.captures import Examples
 from alexnet_func.checks import check_named_tensors, check_number, check_tensors, shapes_of, visible
@@ -60,6 +60,9 @@ from alexnet_func.examples import count as count
 from alexnet_func.examples import examples as examples
 from alexnet_func.model import Params
 from alexnet_func.ops import square_root
+from alexnet_func.pairs import gram as gram
+from alexnet_func.pairs import layer_grams as layer_grams
+from alexnet_func.pairs import project as project
 
 # Of examples and their squared norms by name: each one's weight in a sum, also by name, and who may be in it at all.
 Scaled = tuple[captures.Weights, Tensor | None]
@@ -244,87 +247,6 @@ def scale_to(norms: Float[Tensor, "n"], max_norm: float | Tensor) -> Float[Tenso
     return torch.where(longer, max_norm / norms.where(longer, 1.0), 1.0)
 
 
-def gram(
-    params: Params,
-    batch: Any,
-    other: Any = None,
-    *,
-    arch: Arch = ALEXNET,
-    loss_fn: Loss | None = None,
-    key: Keys | None = None,
-    method: Method = "auto",
-    chunk_size: int | None = None,
-    views: int | None = None,
-    frozen: Params | None = None,
-) -> Float[Tensor, "n m"]:
-    """`<g_n, g_m>` of every example of `batch` with every one of `other`, [N, M]; None: with those of `batch`.
-
-    By layer: a linear layer's gradients are not formed, a convolution's a few at a time. What else is in memory are the
-    layers' inputs and output gradients of all N + M examples, or of `chunk_size` of each, whose passes are then done
-    N / chunk_size times. Example m of `other` has the key that example m of `batch` has.
-    """
-    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
-    options["frozen"] = frozen
-    return _tiled(
-        params, batch, other, lambda one, two: torch.stack(list(one.grams(two).values())).sum(0), chunk_size, options
-    )
-
-
-def layer_grams(
-    params: Params,
-    batch: Any,
-    other: Any = None,
-    *,
-    arch: Arch = ALEXNET,
-    loss_fn: Loss | None = None,
-    key: Keys | None = None,
-    method: Method = "auto",
-    chunk_size: int | None = None,
-    views: int | None = None,
-    frozen: Params | None = None,
-) -> dict[str, Float[Tensor, "n m"]]:
-    """`gram` of the gradients by each parameter, [N, M] by parameter name; their sum is `gram`."""
-    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
-    options["frozen"] = frozen
-    stacked = _tiled(
-        params,
-        batch,
-        other,
-        lambda one, two: torch.stack([one.grams(two)[name] for name in params], -1),
-        chunk_size,
-        options,
-    )
-    return dict(zip(params, stacked.unbind(-1), strict=True))
-
-
-def project(
-    params: Params,
-    batch: Any,
-    key: Keys,
-    dim: int,
-    *,
-    dropout_key: Keys | None = None,
-    arch: Arch = ALEXNET,
-    loss_fn: Loss | None = None,
-    method: Method = "auto",
-    chunk_size: int | None = None,
-    views: int | None = None,
-    frozen: Params | None = None,
-) -> Float[Tensor, "n dim"]:
-    """Every example's gradient times a random matrix [P, dim] that `key` stands for and that is never stored, [N, dim].
-
-    Products of gradients are kept on average over keys, with a standard deviation of at most `sqrt(8 / dim) |g| |g'|`,
-    for most `sqrt(2 / dim)`: see `sketches`. By layer: a linear layer's gradients are not formed. `dropout_key` is what
-    `key` is elsewhere. Raises ValueError for a `dim` below 1.
-    """
-    random.check_key(key)
-    if not isinstance(dim, int) or dim < 1:
-        raise ValueError(f"dim must be an integer of at least 1, got {dim}")
-    options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": dropout_key, "method": method, "views": views}
-    options["frozen"] = frozen
-    return torch.cat([part.sketch(key, dim) for part in examples(params, batch, chunk_size=chunk_size, **options)])
-
-
 def total_norm(squares: Params) -> Float[Tensor, "n"]:
     """The root of the sum of squared norms by name."""
     return square_root(torch.stack(list(squares.values())).sum(0))
@@ -332,23 +254,3 @@ def total_norm(squares: Params) -> Float[Tensor, "n"]:
 
 def _joined(parts: list[Params]) -> Params:
     return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _tiled(
-    params: Params,
-    batch: Any,
-    other: Any,
-    of: Callable[[Examples, Examples], Tensor],
-    chunk_size: int | None,
-    options: Any,
-) -> Tensor:
-    """`of` of all examples of one batch and all of the other, [N, M, ...], in tiles of chunks; None: the same batch."""
-    rows = chunks(params, batch, chunk_size=chunk_size, **options)
-    columns = rows if other is None else chunks(params, other, chunk_size=chunk_size, **options)
-    tiles: list[list[Tensor]] = []
-    for i, chunk in enumerate(rows):
-        one = chunk()
-        before = [tiles[j][i].transpose(0, 1) for j in range(i)] if other is None else []
-        own = [of(one, one)] if other is None else []
-        tiles.append(before + own + [of(one, column()) for column in columns[len(before) + len(own) :]])
-    return torch.cat([torch.cat(row, 1) for row in tiles])
