@@ -20,6 +20,8 @@ a sum of clipped gradients, one example changes at most `max_norm`, whatever it 
 | a weight other than 0 and 1 | ValueError; on a GPU, where none is looked at, it is clamped to [0, 1] |
 | nobody sampled | noise alone |
 
+`adaptive` finds the bound as it goes.
+
 Noise is drawn by `random.normal`, in float32 and from a key that must stay secret; attacks on the rounding of
 floating-point noise (Mironov 2012) are not defended against. Sums and norms are taken without TF32. Samples must be
 drawn by keys of their own, not by any that follows from the state's, whose steps draw the noise.
@@ -27,27 +29,26 @@ drawn by keys of their own, not by any that follows from the state's, whose step
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from alexnet_func import parallel, per_sample, random
+from alexnet_func import clipping, per_sample, random
 from alexnet_func.accounting import audit as audit
 from alexnet_func.accounting import epsilon as epsilon
 from alexnet_func.accounting import noise_for as noise_for
 from alexnet_func.arch import ALEXNET, Arch
-from alexnet_func.captures import Examples
-from alexnet_func.checks import check_number, visible
+from alexnet_func.checks import check_number
 from alexnet_func.model import Params
-from alexnet_func.ops import square_root
-from alexnet_func.precision import InPrecision, precision_of, scope
-from alexnet_func.train import Graded, GradFn
+from alexnet_func.optim import Optimizer, OptState, check_optimizer
+from alexnet_func.optim.base import Updated
+from alexnet_func.precision import InPrecision, precision_of
+from alexnet_func.sampling import padded_size as padded_size
+from alexnet_func.sampling import poisson_sample as poisson_sample
+from alexnet_func.train import Graded, GradFn, Step, Stepped, TrainState
 
 _FINITE = "must be finite and not negative"
-_LAST = 2**32 - 1  # of the numbers that can be folded in: no sample has so many examples
 
 
 def dp_grad_fn(
@@ -82,125 +83,106 @@ def dp_grad_fn(
     Raises ValueError unless max_norm and expected_batch_size are positive and finite, noise_multiplier finite and not
     negative. The step raises ValueError for weights other than 0 and 1, TypeError for weights that are integers.
     """
-    if precision_of(loss_fn) == "tf32":
-        raise ValueError("private sums need full float32 products: a loss with_precision tf32 has none")
+    clipping.check_precision(loss_fn)
     bounds = max_norm if isinstance(max_norm, Mapping) else {"max_norm": max_norm}
     for name, value in (*bounds.items(), ("expected_batch_size", expected_batch_size)):
         check_number(name, value, lambda number: 0 < number < math.inf, "must be positive and finite")
     check_number("noise_multiplier", noise_multiplier, lambda number: 0 <= number < math.inf, _FINITE)
     # A number that is a tensor stays one.
     sensitivity = max_norm if not isinstance(max_norm, Mapping) else math.hypot(*(float(b) for b in max_norm.values()))
+    how: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "method": method, "chunk_size": chunk_size}
+    how |= {"views": views, "frozen": frozen}
 
     def private(params: Params, batch: Any, key: Tensor) -> Graded:
-        # A graph sets no switch: there the step does.
-        with nullcontext() if torch.compiler.is_compiling() else scope("float32"):
-            return summed(params, batch, key)
-
-    def summed(params: Params, batch: Any, key: Tensor) -> Graded:
-        x, y, weights = _weighted(batch)
-        if isinstance(max_norm, Mapping) and set(max_norm) != set(params):
-            raise ValueError(f"max_norm must name every parameter, {sorted(params)}, got {sorted(max_norm)}")
-        loss_key, noise_key = random.split(key).unbind()
-        keys = parallel.example_keys(loss_key, len(y))
-        clipped: list[Tensor] = []
-        options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "method": method, "chunk_size": chunk_size}
-        options |= {"key": keys, "views": views, "frozen": frozen}
-        total, norms, losses = per_sample.scaled_sum(
-            params, (x, y), _clipping(max_norm, clipped), weights=weights, **options
-        )
-        metrics = _sums(weights, norms, losses, torch.cat(clipped))
-        *sums, loss, heard, long, count = parallel.summed([*total.values(), *metrics])
-        totals = dict(zip(total, sums, strict=True))
-        grads = _noised(params, totals, noise_key, noise_multiplier * sensitivity, expected_batch_size)
-        shares = {"loss": loss / heard.clamp(min=1), "clipped": long / count.clamp(min=1)}
-        return grads, {**shares, "count": count, "nonfinite": count - heard}
+        found = clipping.sums(params, batch, key, max_norm, how)
+        deviation = noise_multiplier * sensitivity
+        return clipping.noised(params, found.totals, found.noise_key, deviation, expected_batch_size), found.metrics
 
     return InPrecision(private, precision_of(loss_fn) or "float32")
 
 
-def _clipping(max_norm: float | Mapping[str, float], clipped: list[Tensor]) -> per_sample.Scale:
-    """The scales that keep every example within its bound; whom they shorten is added to `clipped`, [n] a chunk."""
+def adaptive(
+    optimizer: Optimizer,
+    noise_multiplier: float,
+    expected_batch_size: float,
+    *,
+    max_norm: float = 0.1,
+    quantile: float = 0.5,
+    rate: float = 0.2,
+    count_deviation: float | None = None,
+    arch: Arch = ALEXNET,
+    loss_fn: per_sample.Loss | None = None,
+    method: per_sample.Method = "auto",
+    chunk_size: int | None = None,
+    views: int | None = None,
+    frozen: Params | None = None,
+) -> tuple[Optimizer, Step]:
+    """Private training whose bound follows the gradients: the optimiser that holds the bound, and the step.
 
-    def scale(part: Examples, squares: Params) -> per_sample.Scaled:
-        hidden = part.hidden()
-        upper = {name: square + hidden[name] for name, square in squares.items()}
-        keep = per_sample.total_norm(squares).isfinite()
-        if isinstance(max_norm, Mapping):
-            by_name = {name: per_sample.scale_to(square_root(u), max_norm[name]) for name, u in upper.items()}
-            clipped.append(torch.stack([s < 1 for s in by_name.values()]).any(0))
-            return by_name, keep
-        scales = per_sample.scale_to(per_sample.total_norm(upper), max_norm)
-        clipped.append(scales < 1)
-        return scales, keep
+        optimizer, step = privacy.adaptive(optim.sgd(0.1), 1.0, n * rate, arch=arch)
+        state = train.create_state(params, optimizer, key=key)
 
-    return scale
+    The bound is `opt_state["max_norm"]`, at first `max_norm`. A step is that of `dp_grad_fn`; after it the bound is
+    multiplied by `exp(-rate (share - quantile))`, where `share` is a noisy one of the expected batch whose gradients
+    the bound held: it goes to that quantile of the norms (Andrew et al. 2021, "Differentially private learning with
+    adaptive clipping", algorithm 1). Their number gets noise of the standard deviation `count_deviation` (None: a
+    twentieth of the expected batch), and the gradients so much more that both together are worth `noise_multiplier`,
+    by theorem 1: epsilon is that of the same `noise_multiplier` without adaption.
 
-
-def _noised(params: Params, totals: Params, key: random.Key, deviation: Any, size: float) -> Params:
-    """`(total + noise) / size` in the parameters' dtypes; tensor i of the parameters has the key `fold_in(key, i)`."""
-    grads = {}
-    for i, (name, p) in enumerate(params.items()):
-        noise = random.normal(random.fold_in(key, i), tuple(p.shape)).to(totals[name].dtype)
-        grads[name] = ((totals[name] + deviation * noise) / size).to(p.dtype)
-    return grads
-
-
-def _weighted(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-        given = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
-        raise ValueError(f"batch must be (x, y) or (x, y, weights), got {given}")
-    x, y, *rest = batch
-    weights = rest[0] if rest else torch.ones(len(y), device=y.device)
-    if not weights.dtype.is_floating_point:
-        raise TypeError(f"weights must be floating-point zeros and ones, got {weights.dtype}")
-    seen = visible(weights)
-    if seen is not None and not bool(((seen == 0) | (seen == 1)).all()):
-        raise ValueError(f"weights must be 0 or 1, as another one voids the guarantee, got {seen.tolist()}")
-    return x, y, weights.nan_to_num(0.0).clamp(0, 1)
-
-
-def _sums(weights: Tensor, norms: Tensor, losses: Tensor, clipped: Tensor) -> tuple[Tensor, ...]:
-    """Over the examples: the losses of those whose gradient is finite, how many they are, how many are clipped, all."""
-    finite = norms.isfinite()
-    heard = weights * finite
-    return (losses.where(heard > 0, 0) * heard).sum(), heard.sum(), ((clipped & finite) * weights).sum(), weights.sum()
-
-
-def poisson_sample(
-    key: random.Key, n: int, rate: float, size: int
-) -> tuple[Int64[Tensor, "size"], Float32[Tensor, "size"]]:
-    """A sample of 0 .. n-1, each in it with probability `rate` independently, as `size` indices and weights.
-
-    Sampled indices come first, in ascending order, with weight 1; then others, with weight 0, so that batches have one
-    shape and a compiled step is compiled once. Where more than `size` are sampled a random subset of so many is kept,
-    which `epsilon(..., examples=n, size=size)` accounts for.
-
-    Raises ValueError unless 0 <= rate <= 1 and 1 <= size <= n.
+    The metrics are those of `dp_grad_fn` and "max_norm", the bound of the step. Errors as `dp_grad_fn`, and ValueError
+    unless 0 <= quantile <= 1, rate is positive, and count_deviation above half of noise_multiplier.
     """
-    if not 1 <= size <= n:
-        raise ValueError(f"size must lie in 1..{n}, the number of examples, got {size}")
-    sampled = random.bernoulli(key, rate, (n,))
-    if size < n:
-        # In an order of their own: were the last left out, to come early would be a privilege.
-        ranks = torch.where(sampled, random.uniform(random.fold_in(key, _LAST), (n,)), 2.0)
-        sampled &= torch.zeros_like(sampled).scatter(0, ranks.argsort()[:size], True)
-    index = torch.sort(sampled, descending=True, stable=True).indices[:size]
-    return index, sampled[index].float()
+    for name, value in (("max_norm", max_norm), ("rate", rate), ("expected_batch_size", expected_batch_size)):
+        check_number(name, value, lambda number: 0 < number < math.inf, "must be positive and finite")
+    check_number("quantile", quantile, lambda number: 0 <= number <= 1, "must lie in [0, 1]")
+    clipping.check_precision(loss_fn)
+    counting = expected_batch_size / 20 if count_deviation is None else count_deviation
+    for_gradients = _left_for_gradients(noise_multiplier, counting)
+    holding = _holding(optimizer, max_norm)
+    how: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "method": method, "chunk_size": chunk_size}
+    how |= {"views": views, "frozen": frozen}
+
+    def step(state: TrainState, batch: Any) -> Stepped:
+        _check_holds(state.opt_state)
+        bound = state.opt_state["max_norm"]
+        found = clipping.sums(state.params, batch, random.fold_in(state.key, state.step), bound, how)
+        grads = clipping.noised(state.params, found.totals, found.noise_key, for_gradients * bound, expected_batch_size)
+        params, opt_state = holding.update(grads, state.opt_state, state.params, state.step)
+        noise = counting * random.normal(random.fold_in(found.noise_key, len(params)), ())
+        # Counted from 1/2, one example changes the number by a half.
+        share = (found.held - found.metrics["count"] / 2 + noise) / expected_batch_size + 0.5
+        moved = {"max_norm": bound * torch.exp(-rate * (share - quantile)).to(bound.dtype)}
+        metrics = {**found.metrics, "max_norm": bound}
+        return TrainState(state.step + 1, params, {**opt_state, **moved}, state.key), metrics
+
+    return holding, Step(step, precision_of(loss_fn) or "float32")
 
 
-def padded_size(n: int, rate: float, overflow: float = 1e-9) -> int:
-    """A size that a Poisson sample of n at `rate` exceeds with at most the probability `overflow`.
+def _left_for_gradients(noise_multiplier: float, counting: float) -> float:
+    """The noise z_g of the gradients, of a whole z, beside a count's: `1 / z^2 = 1 / z_g^2 + 1 / (2 counting)^2`."""
+    check_number("noise_multiplier", noise_multiplier, lambda number: 0 <= number < math.inf, _FINITE)
+    if not noise_multiplier < 2 * counting < math.inf:
+        raise ValueError(f"count_deviation must lie above half of noise_multiplier {noise_multiplier}, got {counting}")
+    return noise_multiplier / math.sqrt(1 - (noise_multiplier / (2 * counting)) ** 2)
 
-    The smallest k for which Chernoff's bound says so: `P(K >= k + 1) <= exp(-n KL((k + 1) / n || rate))`.
-    Raises ValueError unless 0 < rate <= 1 and 0 < overflow < 1.
-    """
-    if not (0 < rate <= 1 and 0 < overflow < 1):
-        raise ValueError(f"rate must lie in (0, 1] and overflow in (0, 1), got {rate} and {overflow}")
 
-    def exceeded(k: int) -> float:
-        p = (k + 1) / n
-        if p <= rate:
-            return 1.0
-        return math.exp(-n * (p * math.log(p / rate) + (1 - p) * (math.log((1 - p) / (1 - rate)) if p < 1 else 0.0)))
+def _holding(optimizer: Optimizer, max_norm: float) -> Optimizer:
+    """`optimizer`, with a bound that its updates leave as it is."""
+    check_optimizer(optimizer)
 
-    return next((k for k in range(max(1, int(n * rate)), n) if exceeded(k) <= overflow), n)
+    def init(params: Params) -> OptState:
+        device = next((p.device for p in params.values()), None)
+        return {**optimizer.init(params), "max_norm": torch.tensor(max_norm, dtype=torch.float32, device=device)}
+
+    def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
+        _check_holds(opt_state)
+        inner = {name: part for name, part in opt_state.items() if name != "max_norm"}
+        params, inner = optimizer.update(grads, inner, params, step)
+        return params, {**inner, "max_norm": opt_state["max_norm"]}
+
+    return Optimizer(init, update)
+
+
+def _check_holds(opt_state: OptState) -> None:
+    if not isinstance(opt_state, Mapping) or "max_norm" not in opt_state:
+        raise ValueError("opt_state has no max_norm: make the state with the optimizer that privacy.adaptive returns")

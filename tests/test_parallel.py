@@ -11,7 +11,7 @@ import torch.multiprocessing as multiprocessing
 from torch.func import vmap
 
 import alexnet_func as af
-from alexnet_func import parallel, random
+from alexnet_func import optim, parallel, random, train
 from alexnet_func.data import augment
 from tests.conftest import TINY, images, tiny_forward, tiny_loss
 
@@ -29,10 +29,10 @@ def trained(dtype, *, loss_fn=tiny_loss, reduction=None, compiled=False):
     """The state after some steps with dropout and augmentation by global index, whatever the number of ranks."""
     key, generator = random.key(5), torch.Generator().manual_seed(0)
     x, y = torch.randint(256, (24, 3, 15, 15), generator=generator, dtype=torch.uint8), torch.arange(24) % 5
-    optimizer = af.optim.sgd(0.05, momentum=0.9, weight_decay=5e-4)
-    step = af.train.make_step(None, optimizer, grad_fn=parallel.grad_fn(loss_fn, reduction=reduction))
-    step = af.train.compile_step(step, donate=True) if compiled else step
-    state = af.train.create_state(af.init(key, TINY, dtype=dtype), optimizer, key=key)
+    optimizer = optim.sgd(0.05, momentum=0.9, weight_decay=5e-4)
+    step = train.make_step(None, optimizer, grad_fn=parallel.grad_fn(loss_fn, reduction=reduction))
+    step = train.compile_step(step, donate=True) if compiled else step
+    state = train.create_state(af.init(key, TINY, dtype=dtype), optimizer, key=key)
     losses = []
     for i in range(STEPS):
         index = parallel.share(random.permutation(random.fold_in(key, i), len(y))[:BATCH].long())
@@ -60,8 +60,10 @@ def private():
     x[5] = torch.nan
     weights = torch.tensor([1.0, 1, 1, 0, 1, 1, 1, 1])
     own = parallel.share(torch.arange(8))
-    grad_fn = af.privacy.dp_grad_fn(0.5, 1.3, 6.0, arch=TINY)
-    return grad_fn(params, (x[own], y[own], weights[own]), key)
+    batch = (x[own], y[own], weights[own])
+    optimizer, step = af.privacy.adaptive(optim.sgd(0.1), 1.0, 6.0, arch=TINY, max_norm=0.5, count_deviation=0.6)
+    state, _ = step(train.create_state(params, optimizer, key=key), batch)
+    return *af.privacy.dp_grad_fn(0.5, 1.3, 6.0, arch=TINY)(params, batch, key), state
 
 
 def told():
@@ -139,9 +141,11 @@ def test_evaluation_counts_every_ranks_examples(together):
 
 
 def test_private_sums_are_of_all_ranks_and_noise_is_added_once(together):
-    (grads, metrics), (expected, others) = together[5], private()
+    (grads, metrics, state), (expected, others, alone) = together[5], private()
     for name, g in expected.items():
         torch.testing.assert_close(grads[name], g, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(state.params[name], alone.params[name], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(state.opt_state["max_norm"], alone.opt_state["max_norm"])
     torch.testing.assert_close(metrics, others, rtol=1e-6, atol=0, check_dtype=False)
     assert (metrics["count"], metrics["nonfinite"]) == (7, 1)
 
@@ -222,9 +226,9 @@ def test_a_compiled_step_of_two_ranks_is_one_graph_with_one_all_reduce(tmp_path)
         graphs.append([str(node.target) for node in graph.graph.nodes if "all_reduce" in str(node.target)])
         return graph
 
-    optimizer = af.optim.sgd(0.05, momentum=0.9)
-    step = af.train.make_step(None, optimizer, grad_fn=parallel.grad_fn(tiny_loss))
-    state = af.train.create_state(af.init(random.key(1), TINY), optimizer, key=random.key(2))
+    optimizer = optim.sgd(0.05, momentum=0.9)
+    step = train.make_step(None, optimizer, grad_fn=parallel.grad_fn(tiny_loss))
+    state = train.create_state(af.init(random.key(1), TINY), optimizer, key=random.key(2))
     dist.init_process_group("fake", rank=0, world_size=2, store=fake.FakeStore())
     try:
         with torch.no_grad():

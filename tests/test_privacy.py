@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from scipy import stats
 
 import alexnet_func as af
 from alexnet_func import optim, per_sample, privacy, train
@@ -86,33 +85,6 @@ def test_a_private_step_compiles_once_for_every_sample(params, key):
     for name, p in eager.params.items():
         # The noise is float32, and its last bit depends on how the inverse error function is computed.
         torch.testing.assert_close(donated.params[name], p, rtol=1e-5, atol=1e-6)
-
-
-def test_a_sample_holds_everyone_who_was_drawn_then_padding(key):
-    for k in af.random.split(key, 20):
-        index, weights = privacy.poisson_sample(k, 50, 0.2, 30)
-        drawn = af.random.bernoulli(k, 0.2, (50,)).nonzero().flatten()
-        assert index.shape == weights.shape == (30,)
-        assert torch.equal(index[: len(drawn)], drawn)
-        assert weights.tolist() == [1.0] * len(drawn) + [0.0] * (30 - len(drawn))
-        assert len(set(index.tolist())) == 30
-
-
-def test_everyone_is_sampled_equally_often(key):
-    counts = torch.zeros(40)
-    for k in af.random.split(key, 500):
-        index, weights = privacy.poisson_sample(k, 40, 0.25, 30)
-        counts.index_add_(0, index, weights)
-    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
-    assert abs(counts.mean().item() / 500 - 0.25) < 0.02
-
-
-@pytest.mark.parametrize(("n", "rate"), [(50, 0.2), (1437, 0.1), (60000, 0.01), (10, 1.0), (10, 0.9)])
-@pytest.mark.parametrize("overflow", [1e-3, 1e-9])
-def test_a_padded_size_is_exceeded_as_rarely_as_asked_and_is_not_wasteful(n, rate, overflow):
-    size = privacy.padded_size(n, rate, overflow)
-    assert stats.binom.sf(size, n, rate) <= overflow
-    assert size == n or size <= n * rate + 8 * math.sqrt(n * rate) + 24
 
 
 # The guarantee: one example, whatever it holds, changes the sum of a step by at most max_norm.
@@ -273,18 +245,73 @@ def test_one_bad_image_leaves_the_others_update(params, batch, key):
         torch.testing.assert_close(clipped[name], g, rtol=1e-12, atol=1e-14)
 
 
-def test_a_truncated_sample_is_a_random_one_of_those_drawn(key):
-    """Were the last ones left out, the first would be in every batch that they are drawn for."""
-    counts, kept = torch.zeros(40), []
-    for k in af.random.split(key, 600):
-        index, weights = privacy.poisson_sample(k, 40, 0.5, 12)
-        drawn = af.random.bernoulli(k, 0.5, (40,))
-        assert drawn[index[weights > 0]].all()
-        assert weights.sum() == min(12, int(drawn.sum()))
-        assert (index[weights > 0].diff() > 0).all()
-        counts.index_add_(0, index, weights)
-        kept.append(int(weights.sum()))
-    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+# Adaptive clipping, by Andrew et al. 2021, algorithm 1 and theorem 1.
+
+
+def test_an_adaptive_step_is_the_papers(params, batch, key):
+    optimizer, step = privacy.adaptive(
+        optim.sgd(0.1), 1.3, 4.0, arch=TINY, max_norm=0.5, quantile=0.3, rate=0.7, count_deviation=0.9
+    )
+    state = train.create_state(params, optimizer, key=key)
+    assert state.opt_state["max_norm"] == 0.5
+    weights = torch.tensor([1.0, 1, 0, 1, 1, 1])
+    after, metrics = step(state, (*batch, weights))
+    step_key = af.random.fold_in(key, 0)
+    for_gradients = (1.3**-2 - (2 * 0.9) ** -2) ** -0.5
+    plain = train.make_step(None, optim.sgd(0.1), grad_fn=privacy.dp_grad_fn(0.5, for_gradients, 4.0, arch=TINY))
+    expected, others = plain(state._replace(opt_state={}), (*batch, weights))
+    for name, p in expected.params.items():
+        torch.testing.assert_close(after.params[name], p, rtol=1e-6, atol=1e-8)  # the bound is float32
+    keys = af.random.split(af.random.split(step_key)[0], 6)
+    norms = per_sample.norms(params, batch, arch=TINY, key=keys)
+    noise_key = af.random.split(step_key)[1]
+    noise = float(af.random.normal(af.random.fold_in(noise_key, len(params)), ()))
+    counted = sum(w * ((n <= 0.5).double() - 0.5) for w, n in zip(weights, norms, strict=True))
+    share = (counted + 0.9 * noise) / 4 + 0.5
+    assert after.opt_state["max_norm"].item() == pytest.approx(0.5 * math.exp(-0.7 * (share - 0.3)), rel=1e-6)
+    assert metrics["max_norm"] == 0.5
+    torch.testing.assert_close({name: metrics[name] for name in others}, others)
+
+
+@pytest.mark.parametrize("quantile", [0.2, 0.8])
+def test_the_bound_goes_to_the_quantile_from_far(params, key, quantile):
+    x, y = images(TINY, 10, torch.float64)
+    optimizer, step = privacy.adaptive(
+        optim.sgd(0.0), 0.0, 10.0, arch=TINY, max_norm=0.1, quantile=quantile, rate=1.0, count_deviation=1e-9
+    )
+    state, held = train.create_state(params, optimizer, key=key), []
+    for _ in range(50):
+        state, metrics = step(state, (x, y))
+        held.append(1 - metrics["clipped"].item())
+    assert held[0] == 0
+    assert sum(held[-25:]) / 25 == pytest.approx(quantile, abs=0.06)
+
+
+def test_a_bad_image_counts_as_one_that_is_too_long(params, batch, key):
+    x, y = batch
+    bad = torch.cat([x[:1] * torch.nan, x[1:]])
+    optimizer, step = privacy.adaptive(optim.sgd(0.1), 1.0, 6.0, arch=TINY, max_norm=1e6, count_deviation=0.6)
+    state = train.create_state(params, optimizer, key=key)
+    (one, metrics), (other, _) = step(state, (bad, y)), step(state, (x, y))
+    assert metrics["nonfinite"] == 1
+    moved = (one.opt_state["max_norm"] / other.opt_state["max_norm"]).log().item()
+    assert moved == pytest.approx(0.2 / 6, rel=1e-4)  # one example of six, at the default rate
+    assert all(p.isfinite().all() for p in one.params.values())
+
+
+@pytest.mark.errors
+def test_mistakes_of_adaptive_clipping_are_named(params, batch, key):
+    with pytest.raises(ValueError, match="count_deviation must lie above half of noise_multiplier"):
+        privacy.adaptive(optim.sgd(0.1), 2.0, 10.0)
+    with pytest.raises(ValueError, match=r"quantile must lie in \[0, 1\], got 1.5"):
+        privacy.adaptive(optim.sgd(0.1), 1.0, 100.0, quantile=1.5)
+    with pytest.raises(ValueError, match="rate must be positive and finite, got 0"):
+        privacy.adaptive(optim.sgd(0.1), 1.0, 100.0, rate=0.0)
+    with pytest.raises(TypeError, match=r"optimizer must be an optim\.Optimizer"):
+        privacy.adaptive("sgd", 1.0, 100.0)
+    _, step = privacy.adaptive(optim.sgd(0.1), 1.0, 100.0, arch=TINY)
+    with pytest.raises(ValueError, match=r"make the state with the optimizer that privacy\.adaptive returns"):
+        step(train.create_state(params, optim.sgd(0.1), key=key), batch)
 
 
 @pytest.mark.errors
@@ -295,12 +322,6 @@ def test_mistakes_are_named(key):
         privacy.dp_grad_fn(1.0, 1.0, -8)
     with pytest.raises(ValueError, match="noise_multiplier must be finite and not negative, got -1"):
         privacy.dp_grad_fn(1.0, -1, 8)
-    with pytest.raises(ValueError, match=r"size must lie in 1..10, the number of examples, got 11"):
-        privacy.poisson_sample(key, 10, 0.1, 11)
-    with pytest.raises(ValueError, match=r"p must lie in \[0, 1\], got 1.5"):
-        privacy.poisson_sample(key, 10, 1.5, 5)
-    with pytest.raises(ValueError, match=r"rate must lie in \(0, 1\]"):
-        privacy.padded_size(10, 0.0)
 
 
 @pytest.mark.errors

@@ -107,6 +107,13 @@ def training() -> Iterator[Subject]:
             return make(s)(p, (x * s, Y), key)
 
         yield Subject(name, net(gradient))
+    yield Subject("privacy.adaptive", net(_adapted))
+
+
+def _adapted(params: Any, x: Tensor, s: Tensor, key: Tensor) -> Any:
+    optimizer, step = af.privacy.adaptive(af.optim.sgd(0.1), 0.3, 3.0, arch=NET, max_norm=0.5, count_deviation=0.5)
+    state, metrics = step(af.train.create_state(params, optimizer, key=key), (x * s, Y))
+    return state.params, state.opt_state, metrics
 
 
 def _classified(scale: Tensor) -> Callable[[Any, Tensor], Tensor]:
