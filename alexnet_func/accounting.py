@@ -80,18 +80,26 @@ def noise_for(
     if not target > 0:
         raise ValueError(f"the epsilon aimed at must be positive, got {target}")
 
-    def enough(noise: float) -> bool:
-        return epsilon(noise, sampling_rate, steps, delta, examples=examples, size=size) <= target
+    def excess(noise: float) -> float:
+        """How far epsilon lies above the target, as a logarithm; both kinds of infinity within bounds."""
+        spent = epsilon(noise, sampling_rate, steps, delta, examples=examples, size=size)
+        return max(-9.0, min(9.0, math.log(max(spent, 1e-9) / target)))
 
-    high = 1.0
-    while not enough(high):
-        high *= 2
-    low = high / 2
-    while low > 1e-3 and enough(low):
-        low, high = low / 2, low
+    high, above = 1.0, excess(1.0)
+    low, below = high, above
+    while above > 0:
+        low, below, high = high, above, 2 * high
+        above = excess(high)
+    while below <= 0 and low > 1e-3:
+        high, above, low = low, below, low / 2
+        below = excess(low)
+    # Its logarithm is nearly straight in that of the noise: each guess, and a little to its other side, closes in.
     while high - low > 1e-3 * low and high > 2e-3:
-        middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
+        guess = low * (high / low) ** max(0.05, min(0.95, below / (below - above)))
+        for noise in (guess * 1.0004, guess / 1.0004):
+            if low < noise < high:
+                found = excess(noise)
+                low, below, high, above = (low, below, noise, found) if found <= 0 else (noise, found, high, above)
     return high
 
 
