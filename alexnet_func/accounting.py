@@ -1,6 +1,7 @@
 """What private training reveals: the epsilon that it spends, the noise for a wanted one, and an audit of a run."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -73,33 +74,42 @@ def noise_for(
     examples: int | None = None,
     size: int | None = None,
 ) -> float:
-    """The least noise multiplier, to 1e-3 of it but not below 2e-3, with which `epsilon` is at most `target`.
+    """The least noise multiplier, to 2e-3 of it but not below 2e-3, with which `epsilon` is at most `target`.
 
     Raises ValueError for a target that is not positive; errors else as `epsilon`.
     """
     if not target > 0:
         raise ValueError(f"the epsilon aimed at must be positive, got {target}")
 
-    def excess(noise: float) -> float:
-        """How far epsilon lies above the target, as a logarithm; both kinds of infinity within bounds."""
-        spent = epsilon(noise, sampling_rate, steps, delta, examples=examples, size=size)
+    def excess(noise: float, **sample: int | None) -> float:
+        """How far epsilon lies above the target, as a logarithm; infinities and zero within bounds."""
+        spent = epsilon(noise, sampling_rate, steps, delta, **sample)
         return max(-9.0, min(9.0, math.log(max(spent, 1e-9) / target)))
 
-    high, above = 1.0, excess(1.0)
+    whole = _root(excess)
+    if examples == size or excess(1.0005 * whole, examples=examples, size=size) <= 0:  # a truncated sample takes longer
+        return whole if examples == size else 1.0005 * whole
+    return _root(lambda noise: excess(noise, examples=examples, size=size), whole)
+
+
+def _root(falling: Callable[[float], float], start: float = 1.0) -> float:
+    """To 1e-3 of it, but not below 2e-3, the least positive number at which the function is not above 0."""
+    high, above = start, falling(start)
     low, below = high, above
     while above > 0:
-        low, below, high = high, above, 2 * high
-        above = excess(high)
+        low, below, high = high, above, 1.5 * high
+        above = falling(high)
     while below <= 0 and low > 1e-3:
-        high, above, low = low, below, low / 2
-        below = excess(low)
-    # Its logarithm is nearly straight in that of the noise: each guess, and a little to its other side, closes in.
+        high, above, low = low, below, low / 1.5
+        below = falling(low)
+    # The logarithm of epsilon is nearly straight in that of the noise: each guess, and a little to its other side,
+    # closes in.
     while high - low > 1e-3 * low and high > 2e-3:
         guess = low * (high / low) ** max(0.05, min(0.95, below / (below - above)))
-        for noise in (guess * 1.0004, guess / 1.0004):
-            if low < noise < high:
-                found = excess(noise)
-                low, below, high, above = (low, below, noise, found) if found <= 0 else (noise, found, high, above)
+        for number in (guess * 1.0004, guess / 1.0004):
+            if low < number < high:
+                found = falling(number)
+                low, below, high, above = (low, below, number, found) if found <= 0 else (number, found, high, above)
     return high
 
 

@@ -30,6 +30,7 @@ from alexnet_func.layers import (
     MaxPool,
     Normal,
     ReLU,
+    Tanh,
     check_fields,
 )
 from alexnet_func.layers import (
@@ -48,8 +49,8 @@ class Placed(NamedTuple):
     out_shape: Shape
 
 
-_FEATURE_KINDS = (Conv, ReLU, LRN, MaxPool, AdaptiveAvgPool, Dropout)
-_CLASSIFIER_KINDS = (Linear, ReLU, Dropout)
+_FEATURE_KINDS = (Conv, ReLU, Tanh, LRN, MaxPool, AdaptiveAvgPool, Dropout)
+_CLASSIFIER_KINDS = (Linear, ReLU, Tanh, Dropout)
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ _RECORDS: dict[str, type] = {
     cls.__name__: cls
     for cls in (
         *(Arch, Normal, HeNormal, CenteredHeNormal, FanInUniform, Constant),
-        *(Conv, Linear, ReLU, LRN, MaxPool, AdaptiveAvgPool, Flatten, Dropout),
+        *(Conv, Linear, ReLU, Tanh, LRN, MaxPool, AdaptiveAvgPool, Flatten, Dropout),
     )
 }
 

@@ -23,6 +23,7 @@ from alexnet_func.arch import (
     MaxPool,
     Placed,
     ReLU,
+    Tanh,
     param_shapes,
     place,
 )
@@ -224,6 +225,8 @@ def _module_of(at: Placed) -> nn.Module:
             return nn.Linear(at.in_shape[0], at.out_shape[0])
         case ReLU():
             return nn.ReLU(inplace=True)
+        case Tanh():
+            return nn.Tanh()
         case LRN(size, alpha, beta, k, convention):
             return nn.LocalResponseNorm(size, alpha * size if convention == "sum" else alpha, beta, k)
         case MaxPool(kernel, stride, ceil_mode):

@@ -87,6 +87,14 @@ class ReLU:
 
 
 @dataclass(frozen=True)
+class Tanh:
+    """The hyperbolic tangent, which networks had before ReLU (Krizhevsky et al. 2012, section 3.1).
+
+    Being bounded it also suits private training (Papernot et al. 2021, "Tempered sigmoid activations").
+    """
+
+
+@dataclass(frozen=True)
 class LRN:
     """Local response normalisation across channels: `x / (k + a * sum(x_j^2 over the window))^beta`.
 
@@ -142,7 +150,7 @@ class Dropout:
         check_fields(self, "dropout {}", rate=PROBABILITY)
 
 
-Layer = Conv | Linear | ReLU | LRN | MaxPool | AdaptiveAvgPool | Flatten | Dropout
+Layer = Conv | Linear | ReLU | Tanh | LRN | MaxPool | AdaptiveAvgPool | Flatten | Dropout
 
 
 class Rule(NamedTuple):

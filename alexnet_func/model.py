@@ -32,6 +32,7 @@ from alexnet_func.arch import (
     Placed,
     ReLU,
     Shape,
+    Tanh,
     param_shapes,
     place,
 )
@@ -50,6 +51,7 @@ PLAIN: Table = {
     ),
     Linear: lambda at, x, weight, bias: F.linear(x, weight, bias),
     ReLU: lambda at, x: F.relu(x),
+    Tanh: lambda at, x: x.tanh(),
     LRN: lambda at, x: ops.local_response_norm(x, at.layer),
     MaxPool: lambda at, x: F.max_pool2d(x, at.layer.kernel_size, at.layer.stride, ceil_mode=at.layer.ceil_mode),
     AdaptiveAvgPool: lambda at, x: x if at.in_shape == at.out_shape else F.adaptive_avg_pool2d(x, at.layer.output_size),

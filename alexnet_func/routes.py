@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from alexnet_func.arch import Arch, Conv, MaxPool, Placed, ReLU, place
+from alexnet_func.arch import Arch, Conv, MaxPool, Placed, ReLU, Tanh, place
 from alexnet_func.model import PLAIN, LayerFn, Table
 
 _FEW_CHANNELS = 4
@@ -56,15 +56,16 @@ SPACE_TO_DEPTH: Table = {**PLAIN, Conv: space_to_depth_conv}
 def fused(arch: Arch, table: Table = PLAIN) -> Table:
     """`table` for GPUs, where a step waits for memory: maps lie in channels_last, and are pooled as early as may be.
 
-    A convolution that ReLU and max-pooling follow is pooled first. Bias and ReLU keep the order of numbers, and so come
-    after without any other result, on a quarter of the pixels. Gradients differ where two pixels of a window are the
-    same only after the bias is added and rounded. One image, without a batch axis, stays as it lies in memory.
+    A convolution that ReLU or Tanh and max-pooling follow is pooled first. Both, and a bias, keep the order of numbers,
+    and so come after without any other result, on a quarter of the pixels. Gradients differ where two pixels of a
+    window are the same only after the bias is added and rounded. One image, without a batch axis, stays as it lies in
+    memory.
     """
     layers = place(arch, (arch.in_channels, arch.image_size, arch.image_size))
     pooled = {
-        conv.name: (relu, pool)
-        for conv, relu, pool in zip(layers, layers[1:], layers[2:], strict=False)
-        if isinstance(conv.layer, Conv) and isinstance(relu.layer, ReLU) and isinstance(pool.layer, MaxPool)
+        conv.name: (bend, pool)
+        for conv, bend, pool in zip(layers, layers[1:], layers[2:], strict=False)
+        if isinstance(conv.layer, Conv) and isinstance(bend.layer, ReLU | Tanh) and isinstance(pool.layer, MaxPool)
     }
     done = {at.name for pair in pooled.values() for at in pair}
 
@@ -72,13 +73,14 @@ def fused(arch: Arch, table: Table = PLAIN) -> Table:
         x, weight = _channels_last(x), _channels_last(weight)
         if at.name not in pooled:
             return table[Conv](at, x, weight, bias)
-        relu, pool = pooled[at.name]
-        return table[ReLU](relu, table[MaxPool](pool, table[Conv](at, x, weight, None)) + bias[:, None, None])
+        bend, pool = pooled[at.name]
+        pooled_map = table[MaxPool](pool, table[Conv](at, x, weight, None))
+        return table[type(bend.layer)](bend, pooled_map + bias[:, None, None])
 
     def unless_done(kind: type) -> LayerFn:
         return lambda at, x: x if at.name in done else table[kind](at, x)
 
-    return {**table, Conv: conv, ReLU: unless_done(ReLU), MaxPool: unless_done(MaxPool)}
+    return {**table, Conv: conv, ReLU: unless_done(ReLU), Tanh: unless_done(Tanh), MaxPool: unless_done(MaxPool)}
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.func import grad, jvp, vjp, vmap
 
 import alexnet_func as af
-from alexnet_func.arch import LRN, Arch, Conv, Dropout, HeNormal, Linear, MaxPool, Normal, ReLU
+from alexnet_func.arch import LRN, Arch, Conv, Dropout, HeNormal, Linear, MaxPool, Normal, ReLU, Tanh
 from parity import criteria, inputs, ours, references
 from parity.oracles import by_numpy
 
@@ -23,7 +23,10 @@ def archs(draw):
         groups = draw(st.sampled_from([g for g in (1, 2) if channels % g == 0]))
         channels = groups * draw(st.integers(1, 3))
         kernel, stride, padding = draw(st.integers(1, 4)), draw(st.integers(1, 2)), draw(st.integers(0, 2))
-        features += [Conv(channels, kernel, stride, padding, groups, weight=HeNormal()), ReLU()]
+        features += [
+            Conv(channels, kernel, stride, padding, groups, weight=HeNormal()),
+            draw(st.sampled_from([ReLU(), Tanh()])),
+        ]
         if draw(st.booleans()):
             features.append(LRN(draw(st.integers(1, 5)), 0.1, 0.75, 1.0, draw(st.sampled_from(["sum", "mean"]))))
         if draw(st.booleans()):

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from alexnet_func import files, parallel, precision, train
-from alexnet_func.app import loop, options, recorder, runs, setup, stopping
+from alexnet_func.app import loop, models, options, private, recorder, runs, setup, stopping
 from alexnet_func.app.options import Run
 from alexnet_func.app.progress import Show, UnwritableError
 from alexnet_func.app.recipes import Recipe
@@ -38,7 +38,7 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
                 start = _agreed(_begun(run, job, record, device, show), device)
                 _tell_start(run, job, start, device, show)
                 state, result = loop.train(job, start, record, show, asked)
-                record.finish(job, state.params)
+                record.finish(job, models.evaluated(state))
             except (loop.AskedToStopError, UnwritableError, RuntimeError) as error:
                 number = asked()
                 if number is None:
@@ -59,6 +59,8 @@ def _begun(run: Run, job: setup.Job, record: recorder.Recorder, device: torch.de
     progress = record.begin(device)
     if progress is not None:
         _check_place(run, progress, job.steps)
+        if job.plan is not None and job.secrets is None and not loop.finished(job, progress):
+            raise ValueError(f"{Path(run.out or '') / private.KEY} is gone, and without it a private run cannot go on")
         return progress
     progress = setup.fresh(run, job, device, show)
     record.save(progress)
@@ -67,9 +69,11 @@ def _begun(run: Run, job: setup.Job, record: recorder.Recorder, device: torch.de
 
 def _tell_start(run: Run, job: setup.Job, start: runs.Progress, device: torch.device, show: Show) -> None:
     counts = f"{len(job.images.labels)} training and {len(job.test.labels)} test images"
-    chosen = options.precision_of(run, device)
+    chosen = options.precision_of(run, job.recipe, device)
     lowered = "" if chosen == "float32" else f" in {chosen}"
     show.line(f"{job.network.name} on {run.data}: {counts}, on {device}{lowered}")
+    if job.plan is not None:
+        show.line(private.told(job.recipe, job.plan))
     if loop.finished(job, start):
         show.line(f"finished before, after epoch {start.epochs}: a larger --epochs or --patience goes on")
 

@@ -3,12 +3,13 @@
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from alexnet_func import model, parallel
+from alexnet_func.app import models
 from alexnet_func.app.progress import Show
 from alexnet_func.app.recorder import Recorder
 from alexnet_func.app.runs import Best, Progress
@@ -48,8 +49,9 @@ def train(
             _check_finite(result.loss, job, now)
             best = now.best if result.top1 <= now.best.accuracy else Best(result.top1, now.epochs + 1)
             now = Progress(now.state, 0.0, now.epochs + 1, best)
-            record.epoch(_row(now, done, loss, result, rate), now)
-            show.line(_told(now, job.recipe.epochs, loss, result, rate))
+            row = _row(now, done, loss, result, rate) | _spent(job, now)
+            record.epoch(row, now)
+            show.line(_told(row, job.recipe.epochs))
     return now.state, result
 
 
@@ -89,7 +91,9 @@ def run_epoch(
 def evaluate(job: Job, state: TrainState, asked: Callable[[], object] = lambda: None) -> Metrics:
     """The metrics on the test split, shared among the ranks: of the batches until `asked()` is true."""
     own = preprocess.batches(job.test, job.network, job.moments, parallel.rank(), parallel.world_size())
-    return parallel.evaluate(functools.partial(model.forward, arch=job.network), state.params, _until(asked, own))
+    return parallel.evaluate(
+        functools.partial(model.forward, arch=job.network), models.evaluated(state), _until(asked, own)
+    )
 
 
 def finished(job: Job, now: Progress) -> bool:
@@ -113,10 +117,22 @@ def _check_finite(loss: float, job: Job, now: Progress) -> None:
         )
 
 
-def _told(now: Progress, epochs: int, loss: float, result: Metrics, rate: float | None) -> str:
-    line = f"epoch {now.epochs:2d}/{epochs}  train loss {loss:.4f}  test loss {result.loss:.4f}  "
+def _told(row: Mapping[str, Any], epochs: int) -> str:
+    losses = f"train loss {row['train_loss']:.4f}  test loss {row['test_loss']:.4f}"
+    line = f"epoch {row['epoch']:2d}/{epochs}  {losses}  test accuracy {row['test_accuracy']:7.2%}"
+    if "epsilon" in row:
+        line += f"  epsilon {row['epsilon']:.3f}"
     # An epoch whose steps were done before the run was stopped and resumed has no rate.
-    return f"{line}test accuracy {result.top1:7.2%}" + (f"  {rate:,.0f} images/s" if rate is not None else "")
+    return line if row["images_per_second"] is None else f"{line}  {row['images_per_second']:,.0f} images/s"
+
+
+def _spent(job: Job, now: Progress) -> dict[str, float]:
+    """What of a private run's epsilon is spent, and the bound of gradients where it moves."""
+    if job.plan is None:
+        return {}
+    bound = now.state.opt_state.get("max_norm")
+    spent = {"epsilon": job.plan.spent(int(now.state.step))}
+    return spent if bound is None else {**spent, "max_norm": float(bound)}
 
 
 def _row(now: Progress, step: int, loss: float, result: Metrics, rate: float | None) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 
-from alexnet_func import checkpoint, interop, tensorfile, weights
+from alexnet_func import arch, checkpoint, interop, tensorfile, weights
 from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.checks import check_named_tensors
 from alexnet_func.data.images import Orientation
 from alexnet_func.model import Params, param_shapes
+from alexnet_func.train import TrainState
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -42,7 +43,7 @@ def load_model(source: str, device: torch.device) -> Model:
         raise FileNotFoundError(f"there is no checkpoint and no file of weights {source}")
     if path.name == CHECKPOINT or tensorfile.is_one(path):
         state, saved = checkpoint.load(path)
-        model = described(path, state.params, run_of(path, saved))
+        model = described(path, evaluated(state), run_of(path, saved))
     else:
         model = _bare(source)
     params = {name: p.to(device, torch.float32) for name, p in model.params.items()}
@@ -51,14 +52,30 @@ def load_model(source: str, device: torch.device) -> Model:
     return model._replace(params=params)
 
 
+def named(name: str) -> Arch:
+    """The arch of that name, or that of a file of its JSON. Raises ValueError for anything else."""
+    if not name.endswith(".json"):
+        return arch.get(name)
+    try:
+        return Arch.from_json(Path(name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--arch {name}: {error}") from error
+
+
+def evaluated(state: TrainState) -> Params:
+    """The parameters that a run's evaluation takes: their average, where the run has one."""
+    return {**state.params, **state.opt_state.get("ema", {})}
+
+
 def _bare(source: str) -> Model:
     """Weights without a configuration: of `ALEXNET`, with the moments that torchvision's were trained with."""
     if source == "torchvision":
         params, note = interop.load_torchvision("DEFAULT"), ""
     else:
         params, note = weights.read(source)
-    arch = ALEXNET.replace(num_classes=len(params["classifier.6.bias"]))
-    return Model(arch, params, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), _imagenet_names(arch.num_classes), note)
+    network = ALEXNET.replace(num_classes=len(params["classifier.6.bias"]))
+    names = _imagenet_names(network.num_classes)
+    return Model(network, params, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), names, note)
 
 
 def run_of(path: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,9 +90,9 @@ def described(path: Path, params: Params, config: Mapping[str, Any]) -> Model:
 
     Raises ValueError, naming the field, for one that is missing, of another type, or does not fit the others.
     """
-    arch = _field(path, config, "arch", lambda value: isinstance(value, str), "an arch as JSON")
+    text = _field(path, config, "arch", lambda value: isinstance(value, str), "an arch as JSON")
     try:
-        network = Arch.from_json(arch)
+        network = Arch.from_json(text)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no checkpoint of alexnet train: {error}") from error
     channels, count = network.in_channels, network.num_classes

@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from alexnet_func import parallel, random
-from alexnet_func.app.recipes import check_range
+from alexnet_func.app.recipes import Recipe, check_range
 from alexnet_func.data import images
 from alexnet_func.data.images import Orientation
 from alexnet_func.train import Precision
@@ -106,7 +106,8 @@ class Run(Data, Decoding):
     init: Annotated[str | None, tyro.conf.arg(metavar="torchvision|FILE|RUN")] = None
     """Start from these parameters."""
     precision: Precision | None = None
-    """Of the forward and backward pass; None: bf16 on CUDA, float32 on a CPU. Parameters stay float32."""
+    """Of the forward and backward pass; None: bf16 on CUDA, float32 on a CPU and of private runs. Parameters stay
+    float32."""
     reduction: parallel.Reduction | None = None
     """Under torchrun: round gradients to bfloat16 for their way between ranks."""
     compile: Annotated[Flag, _COMPILE] = False
@@ -138,9 +139,9 @@ def compiles(run: Run, device: torch.device) -> bool:
     return run.compile or (device.type == "cuda" and not run.no_compile)
 
 
-def precision_of(run: Run, device: torch.device) -> Precision:
-    """The precision that was asked for, or that of the device."""
-    return run.precision or ("bf16" if device.type == "cuda" else "float32")
+def precision_of(run: Run, recipe: Recipe, device: torch.device) -> Precision:
+    """The precision that was asked for, or that of the device, or of private sums."""
+    return run.precision or ("bf16" if device.type == "cuda" and recipe.dp_epsilon is None else "float32")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,8 @@ class Recipe:
     Raises ValueError for a number out of its range, and for the paper's form of anything but SGD.
     """
 
-    arch: Annotated[str, tyro.conf.arg(metavar="NAME")]
-    """alexnet, alexnet_2012, caffenet or alexnet_cifar."""
+    arch: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")]
+    """alexnet, alexnet_2012, caffenet, alexnet_cifar, or a file of an arch as JSON (NAME.json)."""
     epochs: Annotated[int, tyro.conf.arg(metavar="N")]
     """Passes over the training images."""
     batch_size: Annotated[int, tyro.conf.arg(metavar="N")]
@@ -52,6 +52,20 @@ class Recipe:
     optimizer: OptimizerName = "sgd"
     """SGD with momentum, or AdamW, which wants a much smaller rate and a larger decay; muon: orthogonalised momentum
     for all convolutions but the first, AdamW at a twentieth of the rate for the rest."""
+    views: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Augmented views of each image in a step, over which its loss is the mean; None: one."""
+    ema: Annotated[float | None, tyro.conf.arg(metavar="F")] = None
+    """Decay, a step, of an average of the parameters, which is then evaluated in their place; None: no average."""
+    freeze: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN")] = ()
+    """Parameters that stay as they are, as in 'features.*'."""
+    dp_epsilon: Annotated[float | None, tyro.conf.arg(metavar="F")] = None
+    """Train with differential privacy (DP-SGD): all steps together spend so much. Noise follows from it."""
+    dp_delta: Annotated[float | None, tyro.conf.arg(metavar="F")] = None
+    """The delta that goes with it; None: the largest power of ten below one in the number of training images."""
+    dp_max_norm: Annotated[float, tyro.conf.arg(metavar="F")] = 1.0
+    """What the gradient of each image is clipped to."""
+    dp_quantile: Annotated[float | None, tyro.conf.arg(metavar="F")] = None
+    """Adaptive clipping: the bound goes from --dp-max-norm to this quantile of the gradients' norms."""
 
     def __post_init__(self) -> None:
         check_range("epochs", self.epochs, 1, 10**6)
@@ -62,6 +76,22 @@ class Recipe:
             raise ValueError(f"--momentum must lie in [0, 1), got {self.momentum}")
         if self.form == "paper" and self.optimizer != "sgd":
             raise ValueError(f"the paper's recipe is one of SGD: it does not go with {self.optimizer}")
+        check_range("views", self.views, 1, 1024)
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"--ema must lie in [0, 1), got {self.ema}")
+        self._check_private()
+
+    def _check_private(self) -> None:
+        for name in ("dp_epsilon", "dp_max_norm", "dp_delta"):
+            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
+            if value is not None and not 0 < value < (1 if name == "dp_delta" else math.inf):
+                raise ValueError(f"{option} must lie in (0, {1 if name == 'dp_delta' else 'inf'}), got {value}")
+        if self.dp_quantile is not None and not 0 < self.dp_quantile < 1:
+            raise ValueError(f"--dp-quantile must lie in (0, 1), got {self.dp_quantile}")
+        if self.dp_epsilon is None and (self.dp_delta, self.dp_quantile) != (None, None):
+            raise ValueError("--dp-delta and --dp-quantile need --dp-epsilon: how much may be spent?")
+        if self.dp_epsilon is not None and self.augmentation == "paper":
+            raise ValueError("--dp-epsilon does not go with the paper's colour noise, which follows from all images")
 
 
 DIGITS = Recipe("alexnet_cifar", 15, 32, 0.02, 0.9, 5e-4, "cosine", "shift")

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from alexnet_func import losses, model, parallel
-from alexnet_func.app import runs
+from alexnet_func.app import private, runs
 from alexnet_func.app.options import Run
 from alexnet_func.app.runs import Progress
 from alexnet_func.app.setup import Job
@@ -79,7 +79,8 @@ class Directory:
         self.save(progress)
 
     def finish(self, job: Job, params: model.Params) -> None:
-        """Draws the curves, the first layer's kernels and the confusion matrix."""
+        """Draws the curves, the first layer's kernels and the confusion matrix; a private run's keys are forgotten."""
+        private.forget(self.out)
         from alexnet_func.app import plots  # matplotlib takes a second to load
 
         with torch.no_grad():

@@ -140,7 +140,10 @@ def _check_config(out: Path) -> None:
 
 
 def _check_same(out: Path, before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    names = {name for name in before.keys() | config.keys() if before.get(name) != config.get(name)} - MAY_CHANGE
+    names = {name for name in before.keys() | config.keys() if before.get(name) != config.get(name)}
+    if "noise_multiplier" in before and names & {"epochs", "dp_epsilon"}:
+        raise ValueError(f"{out} spends its --dp-epsilon in its --epochs: a private run goes on with both as they were")
+    names -= MAY_CHANGE
     told = []
     if "contents" in names:  # from which the statistics follow
         names -= {"contents", "mean", "std"}

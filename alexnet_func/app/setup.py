@@ -1,6 +1,5 @@
 """What a run needs before its first step: data, network, preparation, optimiser and step, from its options alone."""
 
-import functools
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -10,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from alexnet_func import arch, losses, model, optim, parallel, random, routes, train
-from alexnet_func.app import models, options, recipes, runs
+from alexnet_func import arch, model, optim, parallel, random, train
+from alexnet_func.app import models, options, private, runs, steps
 from alexnet_func.app.options import Run
 from alexnet_func.app.progress import Show
 from alexnet_func.app.recipes import Recipe
@@ -19,13 +18,12 @@ from alexnet_func.data import augment, datasets, preprocess, sources
 from alexnet_func.data.preprocess import Moments
 from alexnet_func.data.sources import Source
 
-_REPLAYED = 512  # images a batch, up to which launches cost more than the copies that a CUDA graph makes
-
 
 class Job(NamedTuple):
     """A run made ready. `steps` is of an epoch; `config` is what a resumed run must have in common with it.
 
-    `step(state, (key, index, pixels, labels))` takes a batch as it was fetched and prepares it by the epoch's key.
+    `step(state, (key, index, pixels, labels))` takes a batch as it was fetched and prepares it by the epoch's key. A
+    private run has a `plan`, and the keys [2, 2] of its noise and of its samples unless they are gone.
     """
 
     recipe: Recipe
@@ -39,6 +37,8 @@ class Job(NamedTuple):
     steps: int
     data_key: random.Key
     patience: int | None
+    plan: private.Plan | None
+    secrets: Tensor | None
     config: dict[str, Any]
 
 
@@ -48,17 +48,19 @@ def prepared(run: Run, recipe: Recipe, device: torch.device, show: Show) -> Job:
     Raises ValueError for settings that do not fit together, and as `datasets.load` and `sources.open_split` do.
     """
     _check_ranks(run, recipe, parallel.world_size())
-    network = arch.get(recipe.arch)
+    _check_private(run, recipe)
+    network = models.named(recipe.arch)
     classes, images, test, contents = _data(run, preprocess.stored_side(network), device, show)
     network = network.replace(num_classes=len(classes))
-    steps = len(images.labels) // recipe.batch_size
-    if steps == 0:
+    per_epoch = len(images.labels) // recipe.batch_size
+    if per_epoch == 0:
         raise ValueError(f"--batch-size {recipe.batch_size} is larger than the {len(images.labels)} training images")
-    sample = preprocess.sample(images)
-    moments = Moments(*augment.channel_moments(sample))
-    components = augment.rgb_components(sample) if recipe.augmentation == "paper" else None
-    optimizer = recipes.optimizer(recipe, steps, options.precision_of(run, device))
+    plan = private.planned(recipe, len(images.labels))
+    secrets = None if plan is None else private.secret(_directory(run), _goes_on(run), device)
+    moments, components = _statistics(images, recipe, plan)
     prepare = preprocess.preparation(recipe.augmentation, network.image_size, moments, components)
+    setting = steps.Setting(run, recipe, network, device, plan, None if secrets is None else secrets[0])
+    optimizer, step = steps.made(setting, per_epoch, prepare)
     return Job(
         recipe=recipe,
         network=network,
@@ -67,12 +69,20 @@ def prepared(run: Run, recipe: Recipe, device: torch.device, show: Show) -> Job:
         test=test,
         moments=moments,
         optimizer=optimizer,
-        step=_step(run, recipe, network, optimizer, prepare, device),
-        steps=steps,
+        step=step,
+        steps=per_epoch,
         data_key=_keys(run, device)[2],
         patience=run.patience,
+        plan=plan,
+        secrets=secrets,
         config=_config(
-            run, recipe, device, arch=network.to_json(), classes=classes, contents=contents, **moments._asdict()
+            run,
+            recipe,
+            device,
+            arch=network.to_json(),
+            classes=classes,
+            contents=contents,
+            **(moments._asdict() | private.recorded(plan)),
         ),
     )
 
@@ -81,7 +91,11 @@ def fresh(run: Run, job: Job, device: torch.device, show: Show) -> runs.Progress
     """The start of a run: parameters of its seed or of `--init`, and the optimiser's first state."""
     init_key, train_key, _ = _keys(run, device)
     params = initial_params(run, init_key, job.network, show)
-    return runs.Progress(train.create_state(params, job.optimizer, key=train_key), 0.0, 0, runs.Best(-1.0, 0))
+    frozen = steps.frozen_names(job.recipe, job.network)
+    trained = {name: p for name, p in params.items() if name not in frozen}
+    state = train.create_state(trained, job.optimizer, key=train_key)
+    state = state._replace(params={name: state.params.get(name, p) for name, p in params.items()})
+    return runs.Progress(state, 0.0, 0, runs.Best(-1.0, 0))
 
 
 def initial_params(run: Run, key: Tensor, network: arch.Arch, show: Show) -> model.Params:
@@ -113,9 +127,31 @@ def epoch_order(job: Job, data_key: random.Key, epoch: int) -> tuple[Tensor, ...
 def orders_from(job: Job, done: int) -> Iterable[Tensor]:
     """The shares of this rank of all batches after the first `done`: one stream, so that epochs are read ahead too."""
     first_epoch, first = divmod(done, job.steps)
+    if job.plan is not None and job.secrets is not None:
+        sample_key = job.secrets[1].cpu()
+        yield from (private.sampled(job.plan, sample_key, step) for step in range(done, job.plan.steps))
+        return
     data_key = job.data_key.cpu()  # once: a GPU is waited for
     for epoch in range(first_epoch, job.recipe.epochs):
         yield from map(parallel.share, epoch_order(job, data_key, epoch)[first if epoch == first_epoch else 0 :])
+
+
+def _directory(run: Run) -> Path | None:
+    return None if run.out is None else Path(run.out)
+
+
+def _goes_on(run: Run) -> bool:
+    out = _directory(run)
+    return run.resume and out is not None and (out / runs.CHECKPOINT).exists()
+
+
+def _statistics(images: Source, recipe: Recipe, plan: private.Plan | None) -> tuple[Moments, Tensor | None]:
+    """The moments that images are normalised by, and the components of the paper's colour noise."""
+    if plan is not None:
+        return private.MOMENTS, None
+    sample = preprocess.sample(images)
+    components = augment.rgb_components(sample) if recipe.augmentation == "paper" else None
+    return Moments(*augment.channel_moments(sample)), components
 
 
 def _check_ranks(run: Run, recipe: Recipe, ranks: int) -> None:
@@ -123,6 +159,15 @@ def _check_ranks(run: Run, recipe: Recipe, ranks: int) -> None:
         raise ValueError(f"--batch-size {recipe.batch_size} does not divide among {ranks} ranks")
     if ranks > 1 and run.skip_bad_images:
         raise ValueError("--skip-bad-images makes the ranks' batches unequal: let alexnet prepare leave such files out")
+
+
+def _check_private(run: Run, recipe: Recipe) -> None:
+    if recipe.dp_epsilon is None:
+        return
+    if run.precision not in (None, "float32"):
+        raise ValueError(f"--dp-epsilon wants sums in float32, not --precision {run.precision}")
+    if run.reduction is not None:
+        raise ValueError(f"--dp-epsilon wants sums in float32, not --reduction {run.reduction}")
 
 
 class _Data(NamedTuple):
@@ -138,7 +183,7 @@ def _data(run: Run, side: int, device: torch.device, show: Show) -> _Data:
         skip_bad=run.skip_bad_images,
         stream=options.either(run.stream, run.no_stream),
         workers=run.workers,
-        cache=None if run.out is None else Path(run.out),
+        cache=_directory(run),
         orientation=run.orientation,
         track=show.track,
         tell=show.line,
@@ -153,28 +198,6 @@ def _data(run: Run, side: int, device: torch.device, show: Show) -> _Data:
     return _Data(dataset.classes, images, test, (dataset.train.contents(), dataset.test.contents()))
 
 
-def _step(
-    run: Run,
-    recipe: Recipe,
-    network: arch.Arch,
-    optimizer: optim.Optimizer,
-    prepare: preprocess.Prepare,
-    device: torch.device,
-) -> train.StepFunction | train.Step:
-    compiles = options.compiles(run, device)
-    one_graph = compiles and device.type == "cuda"  # a CPU cuts crops faster than a graph gathers their pixels
-    table = routes.fused(network) if one_graph else model.PLAIN
-    loss_fn = train.with_precision(
-        functools.partial(losses.loss_fn, arch=network, table=table), options.precision_of(run, device)
-    )
-    together = parallel.grad_fn(loss_fn, reduction=run.reduction) if parallel.world_size() > 1 else None
-    plain = train.make_step(loss_fn, optimizer, grad_fn=together)
-    if not one_graph:
-        return preprocess.prepared_step(train.compile_step(plain, donate=True) if compiles else plain, prepare)
-    replayed = recipe.batch_size <= _REPLAYED and parallel.world_size() == 1
-    return train.compile_step(preprocess.prepared_step(plain, prepare), donate=True, cudagraph=replayed)
-
-
 def _keys(run: Run, device: torch.device) -> tuple[Tensor, ...]:
     """Of the initial parameters, of training (dropout), of data (order and augmentation)."""
     return random.split(random.key(run.seed, device), 3).unbind()
@@ -184,7 +207,11 @@ _RECORDED = ("data", "holdout", "orientation", "seed", "limit", "init", "reducti
 
 
 def _config(run: Run, recipe: Recipe, device: torch.device, **found: Any) -> dict[str, Any]:
-    settings = {name: getattr(run, name) for name in _RECORDED} | {"precision": options.precision_of(run, device)}
+    settings = {name: getattr(run, name) for name in _RECORDED}
+    settings |= {"precision": options.precision_of(run, recipe, device)}
     varying = {"device": str(device), "compile": options.compiles(run, device)}
     # Through JSON, so that it compares equal to what a checkpoint gives back.
-    return json.loads(json.dumps({**asdict(recipe), **settings, **varying, **found}))
+    chosen = asdict(recipe) | {"freeze": recipe.freeze or None}
+    if recipe.dp_epsilon is None:
+        chosen = {name: value for name, value in chosen.items() if not name.startswith("dp_")}
+    return json.loads(json.dumps({**chosen, **settings, **varying, **found}))

@@ -71,6 +71,8 @@ def preparation(
     crop = crops["crop" if augmentation == "paper" else augmentation.split("-")[0]]
 
     def prepare(key: Tensor, index: Tensor, images: Tensor) -> Tensor:
+        if not len(images):  # vmap maps nothing over nobody
+            return torch.empty(0, images.shape[1], size, size, device=images.device)
         keys = vmap(lambda i: random.split(random.fold_in(key, i), 3))(index)
         crop_keys, flip_keys, colour_keys = keys.unbind(1)
         images = crop(crop_keys, images)
@@ -84,15 +86,24 @@ def preparation(
     return prepare
 
 
+def in_views(prepare: Prepare, views: int) -> Callable[..., Float32[Tensor, "n k c s s"]]:
+    """`prepare` for so many views of each image, [N, K, C, S, S]: view k by the key `fold_in(key, k)`."""
+
+    def prepare_views(key: Tensor, index: Tensor, images: Tensor) -> Tensor:
+        return torch.stack([prepare(random.fold_in(key, k), index, images) for k in range(views)], 1)
+
+    return prepare_views
+
+
 def prepared_step(step: train.StepFunction | train.Step, prepare: Prepare) -> train.Step:
-    """The step on batches as they are fetched: `(key, index, images, labels)`, of which `prepare` makes the first's x.
+    """The step on batches as they are fetched, `(key, index, images, labels, ...)`: on `(x, labels, ...)`, x prepared.
 
     To be compiled in one graph, or around a compiled step.
     """
 
     def fetched_step(state: train.TrainState, batch: Any) -> train.Stepped:
-        key, index, images, labels = batch
-        return step(state, (prepare(key, index, images), labels))
+        key, index, images, *rest = batch
+        return step(state, (prepare(key, index, images), *rest))
 
     return train.Step(fetched_step, step.precision if isinstance(step, train.Step) else None)
 

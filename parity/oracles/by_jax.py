@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from alexnet_func.arch import LRN, Arch, Conv, Dropout, Linear, MaxPool, ReLU
+from alexnet_func.arch import LRN, Arch, Conv, Dropout, Linear, MaxPool, ReLU, Tanh
 from parity.inputs import MOMENTUM
 
 Arrays = Mapping[str, np.ndarray]
@@ -150,6 +150,8 @@ def _layer(name: str, layer: Any, x: jax.Array, params: Mapping[str, jax.Array],
             return x @ params[f"{name}.weight"].T + params[f"{name}.bias"]
         case ReLU():
             return jax.nn.relu(x)
+        case Tanh():
+            return jnp.tanh(x)
         case LRN():
             alpha = layer.alpha if layer.convention == "sum" else layer.alpha / layer.size
             around = (layer.size // 2, (layer.size - 1) // 2)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from alexnet_func.arch import LRN, Arch, Conv, Dropout, Linear, MaxPool, ReLU
+from alexnet_func.arch import LRN, Arch, Conv, Dropout, Linear, MaxPool, ReLU, Tanh
 
 Array = np.ndarray
 Backward = Callable[[Array], tuple[Array, ...]]
@@ -63,6 +63,8 @@ def _layer(
             return apply(name, _linear(x, params[f"{name}.weight"], params[f"{name}.bias"]))
         case ReLU():
             return apply(name, (np.maximum(x, 0), lambda g: (g * (x > 0),)))
+        case Tanh():
+            return apply(name, (np.tanh(x), lambda g: (g * (1 - np.tanh(x) ** 2),)))
         case LRN():
             return apply(name, _response_norm(layer, x))
         case MaxPool():
