@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet_func import checkpoint
-from alexnet_func.app import cli
+from alexnet_func import checkpoint, privacy
+from alexnet_func.app import cli, private
+from tests.app.test_private import SMALL
 
 # At a rate at which rounding does not grow tenfold with every few steps.
 ARGUMENTS = ["train", "--limit", "64", "--batch-size", "16", "--lr", "1e-3", "--device", "cpu"]
 
 
-def on_ranks(ranks, *arguments, **options):
+def on_ranks(ranks, *arguments, program=("-m", "alexnet_func"), **options):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["-m", "alexnet_func", *ARGUMENTS, *arguments]
+    command += [*program, *ARGUMENTS, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes, **options)
 
@@ -56,6 +57,31 @@ def test_two_ranks_train_as_one_and_one_goes_on_where_they_stopped(tmp_path, cap
         assert cli.main([*ARGUMENTS, "--epochs", "2", "--out", path, "--resume"]) == 0
     assert distance(together, alone) < 1e-4
     capsys.readouterr()
+
+
+KNOWN_NOISE = """
+import sys
+from alexnet_func import privacy
+from alexnet_func.app import cli, private
+private.secrets.randbits = lambda count: 7
+privacy.noise_for = lambda *plan, **sample: 0.5
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_two_ranks_train_privately_as_one(tmp_path, monkeypatch):
+    """Each has its part of a sample, and all add the same noise, of a key that the first one draws."""
+    (tmp_path / "program.py").write_text(KNOWN_NOISE)
+    (tmp_path / "small.json").write_text(SMALL.to_json())
+    words = ["--arch", str(tmp_path / "small.json"), "--epochs", "1", "--dp-epsilon", "8", "--dp-quantile", "0.5"]
+    words += ["--ema", "0.5", "--out"]
+    process = on_ranks(2, *words, str(tmp_path / "together"), program=[str(tmp_path / "program.py")])
+    monkeypatch.setattr(private.secrets, "randbits", lambda count: 7)
+    monkeypatch.setattr(privacy, "noise_for", lambda *plan, **sample: 0.5)
+    alone = cli.main([*ARGUMENTS, *words, str(tmp_path / "alone")])
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, alone) == (0, 0), err
+    assert distance(tmp_path / "together", tmp_path / "alone") < 1e-5
 
 
 @pytest.mark.slow
