@@ -12,12 +12,16 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch.nn.functional import cross_entropy
 
-from alexnet_func import files, parallel, precision, train
+from alexnet_func import files, model, parallel, precision, privacy, train
 from alexnet_func.app import loop, models, options, private, recorder, runs, setup, stopping
 from alexnet_func.app.options import Run
 from alexnet_func.app.progress import Show, UnwritableError
 from alexnet_func.app.recipes import Recipe
+from alexnet_func.data import preprocess
+
+_BATCH = 256  # images, where nothing but memory depends on it
 
 
 def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
@@ -38,6 +42,7 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
                 start = _agreed(_begun(run, job, record, device, show), device)
                 _tell_start(run, job, start, device, show)
                 state, result = loop.train(job, start, record, show, asked)
+                _tell_audit(job, models.evaluated(state), show)
                 record.finish(job, models.evaluated(state))
             except (loop.AskedToStopError, UnwritableError, RuntimeError) as error:
                 number = asked()
@@ -76,6 +81,23 @@ def _tell_start(run: Run, job: setup.Job, start: runs.Progress, device: torch.de
         show.line(private.told(job.recipe, job.plan))
     if loop.finished(job, start):
         show.line(f"finished before, after epoch {start.epochs}: a larger --epochs or --patience goes on")
+
+
+def _tell_audit(job: setup.Job, params: model.Params, show: Show) -> None:
+    """Of a run with an audit, what it proves: images that were trained on are told from the others by their losses."""
+    if job.plan is None or job.secrets is None or job.recipe.dp_audit is None:
+        return
+    chosen, included = private.audited(job.recipe, job.plan.examples, job.secrets)
+    order, scores = [], []
+    for index, (x, y) in preprocess.indexed_batches(job.images, chosen.split(_BATCH), job.network, job.moments):
+        logits = model.forward(params, x, arch=job.network)
+        order.append(index.cpu())
+        scores.append(-cross_entropy(logits, y, reduction="none").cpu())
+    known = torch.isin(torch.cat(order), chosen[included])
+    least = privacy.audit(torch.cat(scores), known, job.plan.delta)
+    spent = job.plan.spent(job.plan.steps)
+    bounds = f"at least {least:.3f} with 95 % confidence, and at most {spent:.3f}"
+    show.line(f"audit of {len(known)} images: epsilon is {bounds}")
 
 
 def _check_place(run: Run, progress: runs.Progress, steps: int) -> None:

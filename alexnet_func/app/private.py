@@ -11,6 +11,7 @@ from torch import Tensor
 
 from alexnet_func import files, parallel, privacy, random
 from alexnet_func.app.recipes import Recipe
+from alexnet_func.data import preprocess
 from alexnet_func.data.preprocess import Moments
 
 KEY = "noise.key"  # in a run's directory, until the run has ended
@@ -45,6 +46,8 @@ def planned(recipe: Recipe, examples: int) -> Plan | None:
     """
     if recipe.dp_epsilon is None:
         return None
+    if recipe.dp_audit is not None and recipe.dp_audit > examples:
+        raise ValueError(f"--dp-audit {recipe.dp_audit} is more than the {examples} training images")
     rate, steps = recipe.batch_size / examples, examples // recipe.batch_size * recipe.epochs
     ranks = parallel.world_size()
     size = min(examples, -(-privacy.padded_size(examples, rate) // ranks) * ranks) // ranks * ranks
@@ -53,16 +56,30 @@ def planned(recipe: Recipe, examples: int) -> Plan | None:
     return Plan(examples, rate, size, steps, delta, math.ceil(1000 * noise) / 1000)
 
 
-def sampled(plan: Plan, key: random.Key, step: int) -> Tensor:
-    """The indices of those whom a step samples; under torchrun of this rank's share of them."""
-    index, weights = privacy.poisson_sample(
-        random.fold_in(key, step), plan.examples, plan.sampling_rate, plan.sample_size
-    )
-    return index[weights > 0][parallel.rank() :: parallel.world_size()]
+class Secrets(NamedTuple):
+    """The keys [2] of the noise, of the samples, and of the coins that leave out images for an audit."""
+
+    noise: random.Key
+    samples: random.Key
+    coins: random.Key
 
 
-def secret(out: Path | None, go_on: bool, device: torch.device) -> Tensor | None:
-    """Two keys [2, 2], of the noise and of the samples, from the system's randomness; the first rank's on every rank.
+def sampled(plan: Plan, secrets: Secrets, left_out: Tensor, step: int) -> Tensor:
+    """The indices of those whom a step samples, but for those left out; under torchrun of this rank's share."""
+    key = random.fold_in(secrets.samples.cpu(), step)
+    index, weights = privacy.poisson_sample(key, plan.examples, plan.sampling_rate, plan.sample_size)
+    index = index[weights > 0]
+    return index[~torch.isin(index, left_out)][parallel.rank() :: parallel.world_size()]
+
+
+def audited(recipe: Recipe, examples: int, secrets: Secrets) -> tuple[Tensor, Tensor]:
+    """The images of the recipe's audit, and for each whether it is trained on; empty without one."""
+    chosen = preprocess.shuffle(examples)[: recipe.dp_audit or 0]
+    return chosen, random.bernoulli(secrets.coins.cpu(), 0.5, (len(chosen),))
+
+
+def secret(out: Path | None, go_on: bool, device: torch.device) -> Secrets | None:
+    """Keys from the system's randomness; the first rank's on every rank.
 
     A step that is run again after a stop must draw what it drew before, or it would reveal more than it counts: the
     keys stay in `out`, readable by its owner alone, until `forget`. None where a run is to `go_on` whose keys are gone.
@@ -76,7 +93,8 @@ def secret(out: Path | None, go_on: bool, device: torch.device) -> Tensor | None
     first, second, known = parallel.broadcast(found).tolist()
     if not known:
         return None
-    return random.split(random.wrap_key_data(torch.tensor([first, second], device=device).to(torch.uint32)))
+    key = random.wrap_key_data(torch.tensor([first, second], device=device).to(torch.uint32))
+    return Secrets(*random.split(key, 3).unbind())
 
 
 def forget(out: Path) -> None:

@@ -46,8 +46,9 @@ class Recipe:
     schedule: Literal["constant", "cosine", "linear", "step"]
     """How the rate falls; cosine and linear warm up for a tenth of the run, step divides by ten three times."""
     augmentation: Augmentation
-    """shift: by up to an eighth of the side; shift-flip: and mirroring; crop-flip: a random crop of a larger image, and
-    mirroring; resized-flip: a crop of random size and shape; paper: crop, flip and colour noise."""
+    """none: the middle of each image; shift: by up to an eighth of the side; shift-flip: and mirroring; crop-flip: a
+    random crop of a larger image, and mirroring; resized-flip: a crop of random size and shape; paper: crop, flip and
+    colour noise."""
     form: tyro.conf.Suppress[Literal["torch", "paper"]] = "torch"
     optimizer: OptimizerName = "sgd"
     """SGD with momentum, or AdamW, which wants a much smaller rate and a larger decay; muon: orthogonalised momentum
@@ -66,6 +67,8 @@ class Recipe:
     """What the gradient of each image is clipped to."""
     dp_quantile: Annotated[float | None, tyro.conf.arg(metavar="F")] = None
     """Adaptive clipping: the bound goes from --dp-max-norm to this quantile of the gradients' norms."""
+    dp_audit: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Leave each of N training images out or in by a coin, and tell in the end how much epsilon they prove at least."""
 
     def __post_init__(self) -> None:
         check_range("epochs", self.epochs, 1, 10**6)
@@ -88,8 +91,10 @@ class Recipe:
                 raise ValueError(f"{option} must lie in (0, {1 if name == 'dp_delta' else 'inf'}), got {value}")
         if self.dp_quantile is not None and not 0 < self.dp_quantile < 1:
             raise ValueError(f"--dp-quantile must lie in (0, 1), got {self.dp_quantile}")
-        if self.dp_epsilon is None and (self.dp_delta, self.dp_quantile) != (None, None):
-            raise ValueError("--dp-delta and --dp-quantile need --dp-epsilon: how much may be spent?")
+        check_range("dp_audit", self.dp_audit, 2)
+        for name in ("dp_delta", "dp_quantile", "dp_audit"):
+            if self.dp_epsilon is None and getattr(self, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} needs --dp-epsilon: how much may be spent?")
         if self.dp_epsilon is not None and self.augmentation == "paper":
             raise ValueError("--dp-epsilon does not go with the paper's colour noise, which follows from all images")
 

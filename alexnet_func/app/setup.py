@@ -23,7 +23,7 @@ class Job(NamedTuple):
     """A run made ready. `steps` is of an epoch; `config` is what a resumed run must have in common with it.
 
     `step(state, (key, index, pixels, labels))` takes a batch as it was fetched and prepares it by the epoch's key. A
-    private run has a `plan`, and the keys [2, 2] of its noise and of its samples unless they are gone.
+    private run has a `plan`, and its secrets unless they are gone.
     """
 
     recipe: Recipe
@@ -38,7 +38,7 @@ class Job(NamedTuple):
     data_key: random.Key
     patience: int | None
     plan: private.Plan | None
-    secrets: Tensor | None
+    secrets: private.Secrets | None
     config: dict[str, Any]
 
 
@@ -59,7 +59,7 @@ def prepared(run: Run, recipe: Recipe, device: torch.device, show: Show) -> Job:
     secrets = None if plan is None else private.secret(_directory(run), _goes_on(run), device)
     moments, components = _statistics(images, recipe, plan)
     prepare = preprocess.preparation(recipe.augmentation, network.image_size, moments, components)
-    setting = steps.Setting(run, recipe, network, device, plan, None if secrets is None else secrets[0])
+    setting = steps.Setting(run, recipe, network, device, plan, None if secrets is None else secrets.noise)
     optimizer, step = steps.made(setting, per_epoch, prepare)
     return Job(
         recipe=recipe,
@@ -128,8 +128,9 @@ def orders_from(job: Job, done: int) -> Iterable[Tensor]:
     """The shares of this rank of all batches after the first `done`: one stream, so that epochs are read ahead too."""
     first_epoch, first = divmod(done, job.steps)
     if job.plan is not None and job.secrets is not None:
-        sample_key = job.secrets[1].cpu()
-        yield from (private.sampled(job.plan, sample_key, step) for step in range(done, job.plan.steps))
+        chosen, included = private.audited(job.recipe, job.plan.examples, job.secrets)
+        left_out = chosen[~included]
+        yield from (private.sampled(job.plan, job.secrets, left_out, step) for step in range(done, job.plan.steps))
         return
     data_key = job.data_key.cpu()  # once: a GPU is waited for
     for epoch in range(first_epoch, job.recipe.epochs):

@@ -17,7 +17,7 @@ from alexnet_func.data.shards import Shards
 from alexnet_func.data.sources import Source
 from alexnet_func.losses import Batch
 
-Augmentation = Literal["shift", "shift-flip", "crop-flip", "resized-flip", "paper"]
+Augmentation = Literal["none", "shift", "shift-flip", "crop-flip", "resized-flip", "paper"]
 Prepare = Callable[[random.Key, Int64[Tensor, "n"], UInt8[Tensor, "n c h w"]], Float32[Tensor, "n c s s"]]
 AnySplit = Split | Files | Shards
 
@@ -59,12 +59,13 @@ def preparation(
 ) -> Prepare:
     """`prepare(key, index, images)`: each image augmented by its own key `fold_in(key, index)`, normalised.
 
-    "shift" by up to an eighth of the side, "shift-flip" with mirroring too, "crop-flip" a random crop of `size` pixels
-    and mirroring, "resized-flip" a crop of random size and shape, "paper" that of crop-flip and PCA colour noise of
-    `components`, the training images' `augment.rgb_components`.
+    "none" the middle of the image, "shift" by up to an eighth of the side, "shift-flip" with mirroring too, "crop-flip"
+    a random crop of `size` pixels and mirroring, "resized-flip" a crop of random size and shape, "paper" that of
+    crop-flip and PCA colour noise of `components`, the training images' `augment.rgb_components`.
     """
     crops: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "shift": functools.partial(augment.padded_crops, padding=size // 8),
+        "none": lambda _, images: augment.center_crop(images, size),
         "crop": functools.partial(augment.random_crops, size=size),
         "resized": vmap(functools.partial(augment.resized_crop, size=size)),
     }
@@ -76,7 +77,7 @@ def preparation(
         keys = vmap(lambda i: random.split(random.fold_in(key, i), 3))(index)
         crop_keys, flip_keys, colour_keys = keys.unbind(1)
         images = crop(crop_keys, images)
-        if augmentation != "shift":
+        if augmentation not in ("none", "shift"):
             images = augment.random_flips(flip_keys, images)
         x = augment.to_float(images)
         if components is not None:

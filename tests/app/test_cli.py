@@ -47,7 +47,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(capsys):
     assert run(1) != first
 
 
-@pytest.mark.parametrize("augmentation", ["shift", "shift-flip", "resized-flip", "paper"])
+@pytest.mark.parametrize("augmentation", ["none", "shift", "shift-flip", "resized-flip", "paper"])
 def test_an_images_augmentation_depends_on_key_and_index_alone(augmentation):
     images = datasets.load("digits").train.images
     components = torch.rand(3, 3) if augmentation == "paper" else None

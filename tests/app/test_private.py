@@ -78,7 +78,7 @@ def test_a_private_run_is_the_librarys_step_on_its_samples(tmp_path, short, unac
         patch.setattr(private, "forget", lambda path: (kept.append((path / "noise.key").read_text()), forget(path)))
         assert cli.main([*short, "--epochs", "1", "--dp-epsilon", "1", "--views", "2", "--out", str(out)]) == 0
     words = torch.tensor([int(kept[0][:8], 16), int(kept[0][8:], 16)]).to(torch.uint32)
-    noise_key, sample_key = af.random.split(af.random.wrap_key_data(words)).unbind()
+    noise_key, sample_key, _ = af.random.split(af.random.wrap_key_data(words), 3).unbind()
     config = json.loads((out / "config.json").read_text())
     dataset = af.data.datasets.load("digits")
     images = preprocess.limited(dataset.train, 64)
@@ -183,7 +183,9 @@ def test_a_private_run_goes_on_as_it_began_or_not_at_all(tmp_path, short, monkey
         (["--dp-epsilon", "1", "--dp-delta", "1"], "--dp-delta must lie in (0, 1), got 1.0"),
         (["--dp-epsilon", "1", "--dp-max-norm", "-1"], "--dp-max-norm must lie in (0, inf), got -1.0"),
         (["--dp-epsilon", "1", "--dp-quantile", "1"], "--dp-quantile must lie in (0, 1), got 1.0"),
-        (["--dp-delta", "1e-5"], "--dp-delta and --dp-quantile need --dp-epsilon: how much may be spent?"),
+        (["--dp-delta", "1e-5"], "--dp-delta needs --dp-epsilon: how much may be spent?"),
+        (["--dp-audit", "9"], "--dp-audit needs --dp-epsilon: how much may be spent?"),
+        (["--dp-epsilon", "1", "--dp-audit", "65"], "--dp-audit 65 is more than the 64 training images"),
         (["--dp-epsilon", "1", "--precision", "bf16"], "wants sums in float32, not --precision bf16"),
         (["--dp-epsilon", "1", "--reduction", "bf16"], "wants sums in float32, not --reduction bf16"),
         (["--dp-epsilon", "1", "--recipe", "paper"], "does not go with the paper's colour noise"),
@@ -273,6 +275,23 @@ def test_a_padded_step_is_that_of_the_sampled_alone(key, unaccounted):
             torch.testing.assert_close(ours.params[name], p, rtol=1e-5, atol=1e-6)
 
 
+def test_an_audit_leaves_images_out_by_coins_and_tells_a_lower_bound(short, unaccounted, monkeypatch, capsys):
+    taken, sampled = [], private.sampled
+    monkeypatch.setattr(private, "sampled", lambda *given: taken.append(sampled(*given)) or taken[-1])
+    monkeypatch.setattr(private.secrets, "randbits", lambda count: 7)
+    assert cli.main([*short, "--epochs", "4", "--dp-epsilon", "1", "--dp-audit", "40"]) == 0
+    secrets = private.secret(None, False, CPU)
+    chosen, included = private.audited(recipe(dp_epsilon=1.0, dp_audit=40), 64, secrets)
+    assert len(set(chosen.tolist())) == 40
+    assert 10 < included.sum() < 30
+    seen = set(torch.cat(taken).tolist())
+    assert seen.isdisjoint(chosen[~included].tolist())
+    assert len(seen & set(chosen[included].tolist())) > 10
+    words = r"audit of 40 images: epsilon is at least (\S+) with 95 % confidence, and at most (\S+)\n"
+    told = re.search(words, capsys.readouterr().out)
+    assert float(told[1]) <= float(told[2]) == 1
+
+
 @pytest.mark.compiled
 def test_a_compiled_private_run_is_the_eager_one(tmp_path, short, monkeypatch, unaccounted):
     monkeypatch.setattr(private.secrets, "randbits", lambda count: 7)
@@ -292,7 +311,7 @@ def test_delta_is_the_largest_power_of_ten_below_one_in_the_images(n, delta, una
 
 
 def test_streamed_images_and_shards_serve_samples_of_nobody(tmp_path, photographs, short, monkeypatch, unaccounted):
-    monkeypatch.setattr(private, "sampled", lambda plan, key, step: torch.arange(3 * (step % 2)))
+    monkeypatch.setattr(private, "sampled", lambda plan, secrets, left_out, step: torch.arange(3 * (step % 2)))
     words = [*short[:3], "--batch-size", "16", "--device", "cpu", "--epochs", "2", "--dp-epsilon", "8", "--data"]
     assert cli.main([*words, str(photographs), "--stream", "--workers", "0"]) == 0
     assert cli.main(["prepare", str(photographs), str(tmp_path / "shards"), "--side", "32"]) == 0
