@@ -173,7 +173,8 @@ def _inspect(chosen: Inspect, show: Show) -> None:
     dataset, reading = _dataset(chosen, source, show), _reading(chosen, source, device, show)
     how: dict[str, Any] = {"limit": chosen.limit, "reading": reading, "show": show}
     if chosen.explain:
-        explanation.explain(source, dataset, chosen.data, Path(out), chosen.explain, **how)
+        kept = models.load_kept(chosen.source, device)
+        explanation.explain(kept, dataset, chosen.data, Path(out), chosen.explain, views=chosen.views, **how)
     else:
         inspection.inspect(source, dataset, chosen.data, Path(out), **how)
 

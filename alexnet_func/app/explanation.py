@@ -1,7 +1,6 @@
 """Why an image is seen as it is: the training images that pull the prediction, as `inspect --explain` tells."""
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,13 +8,14 @@ import torch
 from torch import Tensor
 
 from alexnet_func import influence, model, per_sample, random
-from alexnet_func.app import score
+from alexnet_func.app import score, tables
 from alexnet_func.app.models import Model
 from alexnet_func.app.progress import Show
-from alexnet_func.data import preprocess, sources
+from alexnet_func.data import augment, preprocess, sources
 from alexnet_func.data.preprocess import Moments
 from alexnet_func.data.records import Dataset
 from alexnet_func.data.sources import Reading, Source
+from alexnet_func.losses import Batch
 
 _BATCH = 64  # images whose captures are in memory at once
 _DIM = 2048  # 400 MB for the 50,000 images of CIFAR-10, and ten times that to compare them
@@ -45,80 +45,131 @@ class Explained(NamedTuple):
 
 
 def explain(
-    source: Model,
+    sources_of: Sequence[Model],
     dataset: Dataset,
     data: str,
     out: Path,
     paths: Sequence[str],
     *,
     limit: int | None,
+    views: int | None,
     reading: Reading,
     show: Show,
 ) -> None:
     """Writes `explain.png` and `explain.csv` into `out`, a line for each training image among the first and last 50.
 
     Gradients, projected to 2,048 dimensions, of the loss of the label that is predicted for the image are compared with
-    every training image's own. For the prediction are those most alike, by `influence.relative_influence`: a copy that
-    has that label comes first. Against it are those with the lowest `influence.influence`, where length counts.
+    every training image's own, of its middle or of so many `views`, augmented as the network was trained. For the
+    prediction are those most alike, by `influence.relative_influence`: a copy that has that label comes first. Against
+    it are those with the lowest `influence.influence`, where length counts. Of a run's several checkpoints, the last
+    first, scores are the mean; the last predicts.
 
-    Raises ValueError where the data set has no training images or other classes than the network, and for images that
-    cannot be read.
+    Raises ValueError where the data set has no training images or other classes than the network, for images of which
+    none can be read, where another `explain.csv` would be overwritten, and for views of a network that tells no
+    augmentation.
     """
     from alexnet_func.app import plots  # matplotlib takes a second to load
 
+    source = sources_of[0]
     if not len(dataset.train.labels):
         raise ValueError(f"{data} has a test split alone: there are no training images to explain by")
+    if views is not None and source.augmentation is None:
+        raise ValueError("--views: this network does not tell how its training images were augmented")
     dataset = score.with_labels_of(source, dataset, data)
+    tables.check_ours(out / "explain.csv", _COLUMNS)
     split = preprocess.limited(dataset.train, limit)
-    side, moments = preprocess.stored_side(source.arch), Moments(source.mean, source.std)
+    side = preprocess.stored_side(source.arch)
     images = sources.open_split(split, side, reading, "train")
-    files = [file for path in paths for file in score.image_files(path, show)]
-    pixels = torch.stack([score.read_image(file, side, reading.orientation) for file in files])
-    x = preprocess.middle(pixels.to(reading.device), source.arch, moments)
-    with torch.no_grad():
-        predicted = score.finite(model.forward(source.params, x, arch=source.arch)).argmax(-1)
-    key = random.key(0, reading.device)
-    places, labels, features = _features(images, source, moments, key, show)
-    asked = per_sample.project(source.params, (x, predicted), key, _DIM, arch=source.arch, chunk_size=_BATCH)
-    alike = influence.relative_influence(features, asked, _DAMPING).cpu()
-    pull = influence.influence(features, asked, _DAMPING).cpu()
+    asked = score.read_images(paths, side, reading.orientation, show)
+    found = _scores(sources_of, images, torch.stack(list(asked.values())), views, reading.device, show)
 
     def pulls(row: int, order: Tensor) -> list[Pull]:
-        columns = (tensor[order[:_WRITTEN]].tolist() for tensor in (places, labels, alike[row], pull[row]))
+        kept = (found.places, found.labels, found.alike[row], found.pull[row])
+        columns = (tensor[order[:_WRITTEN]].tolist() for tensor in kept)
         return [
             Pull(place, split.names[place] if split.names else "", dataset.classes[label], *values)
             for place, label, *values in zip(*columns, strict=True)
         ]
 
     explained = []
-    for i, (file, image, guess) in enumerate(zip(files, pixels, predicted.tolist(), strict=True)):
-        pro = pulls(i, alike[i].argsort(descending=True, stable=True))
-        explained.append(
-            Explained(str(file), dataset.classes[guess], image, pro, pulls(i, pull[i].argsort(stable=True)))
-        )
+    for i, (file, image) in enumerate(asked.items()):
+        pro = pulls(i, found.alike[i].argsort(descending=True, stable=True))
+        contra = pulls(i, found.pull[i].argsort(stable=True))
+        explained.append(Explained(file, dataset.classes[int(found.predicted[i])], image, pro, contra))
     out.mkdir(parents=True, exist_ok=True)
-    _write_csv(out / "explain.csv", explained)
+    tables.write(out / "explain.csv", _COLUMNS, _rows(explained))
     plots.explanation(explained, lambda pulled: _pixels(images, pulled), out / "explain.png", _SHOWN)
     _tell(explained, show)
     show.line(f"wrote {out / 'explain.png'} and {out / 'explain.csv'}")
 
 
+class _Scores(NamedTuple):
+    """Of M images [M] labels, and by them of N training images `alike` and `pull`, [M, N]; of these index and label."""
+
+    predicted: Tensor
+    alike: Tensor
+    pull: Tensor
+    places: Tensor
+    labels: Tensor
+
+
+def _scores(
+    sources_of: Sequence[Model], images: Source, asked: Tensor, views: int | None, device: torch.device, show: Show
+) -> _Scores:
+    key, last = random.key(0, device), sources_of[0]
+
+    def middle(source: Model) -> Tensor:
+        return preprocess.middle(asked.to(device), source.arch, Moments(source.mean, source.std))
+
+    with torch.no_grad():
+        predicted = score.finite(model.forward(last.params, middle(last), arch=last.arch)).argmax(-1)
+    alike, pull, finite = [], [], []
+    for source in sources_of:
+        places, labels, features = _features(images, source, views, key, show)
+        good = features.isfinite().all(1)
+        features = features.where(good[:, None], 0)
+        batch = (middle(source), predicted)
+        own = per_sample.project(source.params, batch, key, _DIM, arch=source.arch, chunk_size=_BATCH)
+        alike.append(influence.relative_influence(features, own, _DAMPING).cpu())
+        pull.append(influence.influence(features, own, _DAMPING).cpu())
+        finite.append(good.cpu())
+    kept = torch.stack(finite).all(0)
+    if not kept.all():
+        show.line(f"{int((~kept).sum())} training images without a finite gradient left out")
+    mean_alike, mean_pull = (torch.stack(scores).mean(0)[:, kept] for scores in (alike, pull))
+    return _Scores(predicted.cpu(), mean_alike, mean_pull, places[kept], labels[kept])
+
+
 def _features(
-    images: Source, source: Model, moments: Moments, key: random.Key, show: Show
+    images: Source, source: Model, views: int | None, key: random.Key, show: Show
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of every training image that can be read its index, its label, and its gradient, projected."""
-    orders = list(torch.arange(len(images.labels)).split(_BATCH))
-    batches = preprocess.indexed_batches(images, orders, source.arch, moments)
+    moments = Moments(source.mean, source.std)
+    batch = _BATCH if views is None else max(1, _BATCH // views)
+    orders = list(torch.arange(len(images.labels)).split(batch))
+    if views is None:
+        batches = preprocess.indexed_batches(images, orders, source.arch, moments)
+    else:
+        batches = _viewed(images, orders, source, views, key)
     found = [
-        (index.cpu(), y.cpu(), per_sample.project(source.params, (x, y), key, _DIM, arch=source.arch))
+        (index.cpu(), y.cpu(), per_sample.project(source.params, (x, y), key, _DIM, arch=source.arch, views=views))
         for index, (x, y) in show.track("comparing gradients", batches, len(orders))
     ]
     sources.check_any(len(found), images, "the training split")
     places, labels, features = (torch.cat(tensors) for tensors in zip(*found, strict=True))
-    finite = features.isfinite().all(1).cpu()
-    if not finite.all():
-        show.line(f"{int((~finite).sum())} training images without a finite gradient left out")
-    return places[finite], labels[finite], features[finite.to(features.device)]
+    return places, labels, features
+
+
+def _viewed(
+    images: Source, orders: Sequence[Tensor], source: Model, views: int, key: random.Key
+) -> Iterator[tuple[Tensor, Batch]]:
+    assert source.augmentation is not None
+    components = augment.rgb_components(preprocess.sample(images)) if source.augmentation == "paper" else None
+    moments = Moments(source.mean, source.std)
+    prepare = preprocess.preparation(source.augmentation, source.arch.image_size, moments, components)
+    for index, pixels in images.fetch(orders):
+        if len(index):
+            yield index, (preprocess.in_views(prepare, views)(key, index, pixels), images.labels[index])
 
 
 def _tell(explained: Sequence[Explained], show: Show) -> None:
@@ -140,16 +191,10 @@ def _pixels(images: Source, pulled: Sequence[Pull]) -> Tensor:
     return torch.cat([pixels.cpu() for _, pixels in images.fetch([chosen])])
 
 
-def _write_csv(path: Path, explained: Sequence[Explained]) -> None:
-    """Of each image the training images most for its prediction, ranks 1, 2, ..., and most against it, -1, -2, ....
-
-    Names as in `inspect.csv`.
-    """
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        for one in explained:
-            for sign, pulled in ((1, one.pro), (-1, one.contra)):
-                for rank, pull in enumerate(pulled, 1):
-                    values = (f"{pull.alike:.6g}", f"{pull.influence:.6g}")
-                    writer.writerow([one.file, one.predicted, sign * rank, pull.place, pull.file, pull.label, *values])
+def _rows(explained: Sequence[Explained]) -> Iterator[list]:
+    """Of each image the training images most for its prediction, ranks 1, 2, ..., and most against it, -1, -2, ...."""
+    for one in explained:
+        for sign, pulled in ((1, one.pro), (-1, one.contra)):
+            for rank, pull in enumerate(pulled, 1):
+                values = (f"{pull.alike:.6g}", f"{pull.influence:.6g}")
+                yield [one.file, one.predicted, sign * rank, pull.place, pull.file, pull.label, *values]

@@ -1,7 +1,7 @@
 """Which training images pull hardest on the parameters, as `alexnet inspect` shows them."""
 
-import csv
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alexnet_func import curvature, model, per_sample
-from alexnet_func.app import score
+from alexnet_func.app import score, tables
 from alexnet_func.app.models import Model
 from alexnet_func.app.progress import Show
 from alexnet_func.data import preprocess, sources
@@ -51,7 +51,7 @@ def inspect(
     if not len(dataset.train.labels):
         raise ValueError(f"{data} has a test split alone: there are no training images to inspect")
     dataset = score.with_labels_of(source, dataset, data)
-    _check_ours(out / "inspect.csv")
+    tables.check_ours(out / "inspect.csv", _COLUMNS)
     split = preprocess.limited(dataset.train, limit)
     images = sources.open_split(split, preprocess.stored_side(source.arch), reading, "train")
     moments = Moments(source.mean, source.std)
@@ -60,7 +60,7 @@ def inspect(
 
     out.mkdir(parents=True, exist_ok=True)
     order = found.norm.argsort(descending=True)
-    _write_csv(out / "inspect.csv", found, order, split.names, dataset.classes)
+    tables.write(out / "inspect.csv", _COLUMNS, _rows(found, order, split.names, dataset.classes))
     top = order[:_SHOWN]
     pixels = _pixels(images, found.indices[top])
     captions = [
@@ -118,26 +118,8 @@ def _pixels(images: Source, index: Tensor) -> Tensor:
     return torch.cat([pixels.cpu() for _, pixels in images.fetch(index.split(_BATCH))])
 
 
-def _check_ours(path: Path) -> None:
-    heading = ",".join(_COLUMNS).encode()
-    if not path.exists():
-        return
-    with open(path, "rb") as file:
-        found = file.read(len(heading))
-    if found != heading:
-        raise ValueError(f"{path} is not of alexnet inspect: choose another --out")
-
-
-def _write_csv(path: Path, found: Findings, order: Tensor, names: tuple[str, ...], classes: tuple[str, ...]) -> None:
-    """Names are UTF-8, and where a file's name is not, its own bytes.
-
-    Read with newline="", encoding="utf-8" and errors="surrogateescape" they are what they were.
-    """
+def _rows(found: Findings, order: Tensor, names: tuple[str, ...], classes: tuple[str, ...]) -> Iterator[list]:
     columns = [tensor[order].tolist() for tensor in found[:5]]
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        for index, label, predicted, loss, norm in zip(*columns, strict=True):
-            writer.writerow(
-                [index, names[index] if names else "", classes[label], classes[predicted], f"{loss:.6g}", f"{norm:.6g}"]
-            )
+    for index, label, predicted, loss, norm in zip(*columns, strict=True):
+        name = names[index] if names else ""
+        yield [index, name, classes[label], classes[predicted], f"{loss:.6g}", f"{norm:.6g}"]

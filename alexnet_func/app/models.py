@@ -11,10 +11,12 @@ from alexnet_func import arch, checkpoint, interop, tensorfile, weights
 from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.checks import check_named_tensors
 from alexnet_func.data.images import Orientation
+from alexnet_func.data.preprocess import Augmentation
 from alexnet_func.model import Params, param_shapes
 from alexnet_func.train import TrainState
 
 CHECKPOINT = "checkpoint.safetensors"
+KEPT = "epoch-{}.safetensors"  # of an epoch, with six digits, that `--keep-every` asks for
 
 
 class Model(NamedTuple):
@@ -26,8 +28,9 @@ class Model(NamedTuple):
     std: tuple[float, ...]
     classes: tuple[str, ...] | None
     note: str = ""  # what was read, where that is not plain
-    orientation: Orientation = "exif"  # how it was trained, as is `holdout`
+    orientation: Orientation = "exif"  # how it was trained, as are `holdout` and `augmentation`
     holdout: float | None = None
+    augmentation: Augmentation | None = None
 
 
 def load_model(source: str, device: torch.device) -> Model:
@@ -65,6 +68,14 @@ def named(name: str) -> Arch:
 def evaluated(state: TrainState) -> Params:
     """The parameters that a run's evaluation takes: their average, where the run has one."""
     return {**state.params, **state.opt_state.get("ema", {})}
+
+
+def load_kept(source: str, device: torch.device) -> list[Model]:
+    """The network as `load_model` gives it, and those that a run kept of earlier epochs, the latest first."""
+    last = load_model(source, device)
+    kept = sorted(Path(source).glob(KEPT.format("*")), reverse=True) if Path(source).is_dir() else []
+    earlier = [load_model(str(path), device) for path in kept]
+    return [last, *(one for one in earlier if any(not torch.equal(p, last.params[n]) for n, p in one.params.items()))]
 
 
 def _bare(source: str) -> Model:
@@ -108,7 +119,10 @@ def described(path: Path, params: Params, config: Mapping[str, Any]) -> Model:
     holdout = _field(
         path, {"holdout": None, **config}, "holdout", lambda v: v is None or _is_number(v), "a number or null"
     )
-    return Model(network, params, tuple(mean), tuple(std), tuple(classes), orientation=orientation, holdout=holdout)
+    accepted = (None, *get_args(Augmentation))
+    augmentation = _field(path, {"augmentation": None, **config}, "augmentation", accepted.__contains__, "a known one")
+    moments = (tuple(mean), tuple(std))
+    return Model(network, params, *moments, tuple(classes), "", orientation, holdout, augmentation)
 
 
 def number(path: Path, config: Mapping[str, Any], name: str) -> float:

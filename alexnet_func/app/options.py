@@ -101,6 +101,8 @@ class Run(Data, Decoding):
     saved."""
     resume: Flag = False
     """Go on with the checkpoint in --out, if there is one."""
+    keep_every: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Also keep the checkpoint of every N-th epoch; None: of the last and of the best alone."""
     patience: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """End the run when the test accuracy has not been better for N epochs; None: after the last one."""
     init: Annotated[str | None, tyro.conf.arg(metavar="torchvision|FILE|RUN")] = None
@@ -126,9 +128,12 @@ class Run(Data, Decoding):
         random.key(self.seed)  # raises for what is no seed
         check_range("limit", self.limit, 1)
         check_range("patience", self.patience, 1)
+        check_range("keep_every", self.keep_every, 1)
         check_range("workers", self.workers, 0, 1024)
         if self.resume and self.out is None:
             raise ValueError("--resume needs --out: which run?")
+        if self.keep_every is not None and self.out is None:
+            raise ValueError("--keep-every needs --out: kept where?")
         for yes, no in (("compile", "no_compile"), ("stream", "no_stream")):
             if getattr(self, yes) and getattr(self, no):
                 raise ValueError(f"--{yes} and --{no.replace('_', '-')} exclude each other")
@@ -181,12 +186,17 @@ class Inspect(Data, AsTrained):
     """Directory for what is written; None: the run's own, or this one."""
     explain: Annotated[tuple[str, ...], tyro.conf.arg(metavar="IMAGE")] = ()
     """Instead show which training images pull the prediction for each of these image files, for and against."""
+    views: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """For --explain: gradients of N views of each training image, augmented as in training; None: of its middle."""
     limit: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """The first N training images of a fixed shuffle; None: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("limit", self.limit, 1)
+        check_range("views", self.views, 1, 1024)
+        if self.views is not None and not self.explain:
+            raise ValueError("--views goes with --explain: of which image?")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,9 @@ class Recorder(Protocol):
 
 def of(run: Run, config: Mapping[str, Any]) -> Recorder:
     """The recorder of a run with that configuration."""
-    return Silent() if run.out is None or parallel.rank() > 0 else Directory(Path(run.out), config)
+    if run.out is None or parallel.rank() > 0:
+        return Silent()
+    return Directory(Path(run.out), config, run.keep_every)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Directory:
 
     out: Path
     config: Mapping[str, Any]
+    keep_every: int | None = None
 
     def begin(self, device: torch.device) -> Progress | None:
         """As `runs.open_run`; metrics of epochs that will be run again are dropped."""
@@ -72,8 +75,10 @@ class Directory:
         runs.save(self.out, runs.CHECKPOINT, progress, self.config)
 
     def epoch(self, row: Mapping[str, Any], progress: Progress) -> None:
-        """Adds a row to the metrics and replaces the checkpoint, and the best one by the best."""
+        """Adds a row to the metrics and replaces the checkpoint, and the best one by the best; some are kept."""
         runs.append_metrics(self.out, row)
+        if self.keep_every is not None and progress.epochs % self.keep_every == 0:
+            runs.save(self.out, runs.KEPT.format(f"{progress.epochs:06d}"), progress, self.config)
         if progress.best.epoch == progress.epochs:
             runs.save(self.out, runs.BEST, progress, self.config)
         self.save(progress)

@@ -16,6 +16,7 @@ from alexnet_func.data import sources
 from alexnet_func.train import TrainState
 
 CHECKPOINT = models.CHECKPOINT
+KEPT = models.KEPT
 BEST = "best.safetensors"
 METRICS = "metrics.jsonl"
 CONFIG = "config.json"
@@ -120,7 +121,7 @@ def _check_begun(out: Path) -> None:
     for name in (sources.CACHE.format(split) for split in ("train", "test")):
         if (out / name).exists() and not tensorfile.is_one(out / name):
             raise ValueError(f"{out} holds {name}, which alexnet train did not write: choose another --out")
-    for name in (BEST, *PICTURES):
+    for name in (BEST, *PICTURES, *(path.name for path in out.glob(KEPT.format("*")))):
         if (out / name).exists():
             raise ValueError(f"{out} holds {name} and no {CHECKPOINT}: choose another --out, or move it away")
     if (out / METRICS).exists() and (out / METRICS).stat().st_size:

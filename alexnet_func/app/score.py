@@ -138,6 +138,26 @@ def read_image(path: Path, side: int, orientation: images.Orientation) -> UInt8[
     return images.read(path, side, orientation=orientation)
 
 
+def read_images(
+    paths: Iterable[str], side: int, orientation: images.Orientation, show: Show
+) -> dict[str, UInt8[Tensor, "3 side side"]]:
+    """The images of those files and folders by file, but for those that cannot be read, which is told.
+
+    Raises ValueError where that is so of all.
+    """
+    read: dict[str, Tensor] = {}
+    reasons: list[str] = []
+    for file in itertools.chain.from_iterable(image_files(given, show) for given in paths):
+        try:
+            read[str(file)] = read_image(file, side, orientation)
+        except (OSError, ValueError) as error:
+            reasons.append(said(error))
+    if not read:
+        raise ValueError(reasons[0])
+    show.lines(f"left out: {reason}" for reason in reasons)
+    return read
+
+
 def _views(test: Source, source: Model, ten_crop: bool) -> Iterator[tuple[Tensor, Tensor]]:
     size = source.arch.image_size
     for index, pixels in test.fetch(torch.arange(len(test.labels)).split(64)):

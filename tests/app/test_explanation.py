@@ -58,6 +58,30 @@ def test_a_copy_pulls_most_and_a_wrong_label_against(tmp_path, capsys):
         assert {row["index"] for rank, row in own.items() if rank > 0} == {str(i) for i in range(25)}
 
 
+def test_scores_are_the_mean_over_kept_checkpoints_and_views_those_of_training(tmp_path, capsys):
+    data, run = shades(tmp_path / "images", 4), tmp_path / "run"
+    train = ["train", "--data", str(data), *TRAIN, "--epochs", "4", "--keep-every", "2", "--out", str(run)]
+    assert cli.main(train) == 0
+    assert sorted(path.name for path in run.glob("epoch-*")) == ["epoch-000002.safetensors", "epoch-000004.safetensors"]
+    image = str(data / "test" / "dark" / "0.png")
+
+    def scores(source, *options):
+        out = tmp_path / "out"
+        words = ["inspect", str(source), "--data", str(data), "--device", "cpu", "--out", str(out)]
+        assert cli.main([*words, "--explain", image, *options]) == 0
+        rows = {row["index"]: row for row in rows_of(out / "explain.csv") if int(row["rank"]) > 0}
+        return np.array([[float(rows[str(i)][name]) for name in ("alike", "influence")] for i in range(8)])
+
+    together = scores(run)
+    apart = [scores(run / name) for name in ("checkpoint.safetensors", "epoch-000002.safetensors")]
+    np.testing.assert_allclose(together, np.mean(apart, 0), rtol=1e-3, atol=1e-5)
+    assert not np.allclose(*apart, rtol=1e-2)
+    viewed = scores(run / "checkpoint.safetensors", "--views", "3")
+    assert not np.allclose(viewed, apart[0], rtol=1e-2)
+    assert np.corrcoef(viewed[:, 0], apart[0][:, 0])[0, 1] > 0.5
+    capsys.readouterr()
+
+
 @pytest.mark.errors
 def test_what_cannot_be_explained_is_named(tmp_path, capsys):
     data, run = shades(tmp_path / "images", 4), tmp_path / "run"
@@ -74,6 +98,15 @@ def test_what_cannot_be_explained_is_named(tmp_path, capsys):
     ):
         assert cli.main([*ask, given]) == 1
         assert message in capsys.readouterr().err
+    good = str(data / "test" / "dark" / "0.png")
+    assert cli.main([*ask, good, str(tmp_path / "text.png")]) == 0
+    assert "left out: " in capsys.readouterr().out
+    (run / "explain.csv").write_text("mine")
+    assert cli.main([*ask, good]) == 1
+    assert "explain.csv is not of alexnet inspect: choose another --out" in capsys.readouterr().err
+    (run / "explain.csv").unlink()
+    assert cli.main([*ask[:-1], "--views", "2"]) == 1
+    assert "--views goes with --explain" in capsys.readouterr().err
     shutil.rmtree(data / "train")
     assert cli.main([*ask, str(data / "test" / "dark" / "0.png")]) == 1
     assert "has a test split alone: there are no training images to explain by" in capsys.readouterr().err
