@@ -2,12 +2,14 @@
 minutes after which they were reached.
 
 Runs `alexnet train` and `alexnet eval` as a user would; options it does not know go to `alexnet train`. Writes
-DIR/<device>/accuracy_<data>.md and .json, and the curves and first-layer kernels of the first seed beside them.
+DIR/<device>/accuracy_<data>.md and .json, and the curves and first-layer kernels of the first seed beside them; --name
+gives them another name than that of the data. Of private runs it tells the epsilon spent, and that an audit proves.
 """
 
 import argparse
 import json
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -15,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,7 +29,8 @@ _MILESTONES = (0.83, 0.90, 0.91, 0.99)
 class Result(NamedTuple):
     """Of one seed: test accuracies in 0..1, of the middle view and of the mean over views; minutes of the whole run.
 
-    `course` has for each epoch the minutes spent in training steps until then and the accuracy of the middle view.
+    `course` has for each epoch the minutes spent in training steps until then and the accuracy of the middle view. Of
+    a private run the `epsilon` spent, and the lower bound `proven` by an audit.
     """
 
     seed: int
@@ -35,6 +38,8 @@ class Result(NamedTuple):
     averaged: float
     minutes: float
     course: tuple[tuple[float, float], ...]
+    epsilon: float | None = None
+    proven: float | None = None
 
 
 def main() -> int:
@@ -44,16 +49,20 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--root", default="data", help="as for alexnet train")
     parser.add_argument("--skip-bad-images", action="store_true", help="as for alexnet train")
+    parser.add_argument("--name", help="of the files that are written; the data's unless given")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run directories go")
     parser.add_argument("--out", type=Path, required=True)
     options, training = parser.parse_known_args()
     if options.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {options.seeds}")
-    name = Path(options.data).name
+    data = Path(options.data).name
+    name = options.name or data
     runs = [options.runs / f"{name}-seed{seed}" for seed in range(options.seeds)]
     results = [_result(seed, run, options, training) for seed, run in enumerate(runs)]
-    given = ["--data", name, "--seeds", str(options.seeds), "--out", str(options.out), *training]
-    text = report(name, f"{timing.header(options.device)}", f"python -m benchmarks.accuracy {' '.join(given)}", results)
+    named = ["--name", name] if options.name else []
+    given = ["--data", data, *named, "--seeds", str(options.seeds), "--out", str(options.out), *training]
+    command = f"python -m benchmarks.accuracy {shlex.join(given)}"
+    text = report(data, f"{timing.header(options.device)}", command, results)
     print(text)
     folder = options.out / options.device
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,18 +76,22 @@ def main() -> int:
 
 def report(name: str, header: str, command: str, results: Sequence[Result]) -> str:
     """Markdown: a row for each seed, then mean and standard deviation; a column for each milestone that was reached."""
-    first = {seed: {m: _minutes_to(m, course) for m in _MILESTONES} for seed, *_, course in results}
+    first = {r.seed: {m: _minutes_to(m, r.course) for m in _MILESTONES} for r in results}
     reached = [m for m in _MILESTONES if any(minutes[m] for minutes in first.values())]
     lines = [f"# Test accuracy on {name}", "", f"Made by `{command}`.", "", header, ""]
     lines.append("Minutes are of the whole run, and of training alone until the accuracy of a single view was reached.")
+    private = [("epsilon", "epsilon"), ("proven", "epsilon by audit, at least")]
+    told = [(field, heading) for field, heading in private if getattr(results[0], field) is not None]
     headings = ["seed", "single view", "mean over flips and crops", "minutes", *(f"to {m:.0%}" for m in reached)]
+    headings += [heading for _, heading in told]
     lines += ["", f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
     for r in results:
         cells = [f"{r.single:.2%}", f"{r.averaged:.2%}", f"{r.minutes:.1f}", *(first[r.seed][m] for m in reached)]
+        cells += [f"{getattr(r, field):.3f}" for field, _ in told]
         lines.append(f"| {r.seed} | {' | '.join(cells)} |")
     columns = [[r.single for r in results], [r.averaged for r in results]]
     means = " | ".join(f"{statistics.mean(column):.2%}" for column in columns)
-    rest = " |" * len(reached)
+    rest = " |" * (len(reached) + len(told))
     lines.append(f"| **mean** | {means} | {statistics.mean(r.minutes for r in results):.1f} |{rest}")
     if len(results) > 1:
         lines.append(f"| standard deviation | {' | '.join(f'{statistics.stdev(c):.2%}' for c in columns)} | |{rest}")
@@ -105,24 +118,33 @@ def _result(seed: int, run: Path, options: argparse.Namespace, training: list[st
     shared = ["--data", options.data, "--root", options.root, "--device", options.device]
     shared += ["--skip-bad-images"] * options.skip_bad_images
     started = time.perf_counter()
-    _alexnet("train", *shared, "--seed", str(seed), "--out", str(run), *training)
+    lines = _alexnet("train", *shared, "--seed", str(seed), "--out", str(run), *training)
     minutes = (time.perf_counter() - started) / 60
-    single, averaged = (_alexnet("eval", str(run), *shared, *view) for view in ((), ("--ten-crop",)))
-    return Result(seed, single, averaged, minutes, course(run))
+    evaluations = [_alexnet("eval", str(run), *shared, *view) for view in ((), ("--ten-crop",))]
+    single, averaged = (float(_found(r"test accuracy ([\d.]+) %", told[-1:])) / 100 for told in evaluations)
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    proven = _found(r"audit of .* at least ([\d.]+)", lines, None)
+    return Result(seed, single, averaged, minutes, course(run), last.get("epsilon"), proven and float(proven))
 
 
-def _alexnet(*arguments: str) -> float:
-    """The accuracy that the command's last line tells."""
+def _found(pattern: str, lines: Sequence[str], *default: Any) -> Any:
+    found = [match[1] for line in lines if (match := re.match(pattern, line))]
+    if not found and not default:
+        raise SystemExit(f"no line of alexnet's output is {pattern}")
+    return found[-1] if found else default[0]
+
+
+def _alexnet(*arguments: str) -> list[str]:
+    """The lines that the command tells."""
     command = [sys.executable, "-m", "alexnet_func", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         lines = []
         for line in process.stdout or ():
             print(line, end="", flush=True)
             lines.append(line)
-    found = re.match(r"test accuracy ([\d.]+) %", lines[-1]) if lines else None
-    if process.returncode or found is None:
+    if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed")
-    return float(found[1]) / 100
+    return lines
 
 
 if __name__ == "__main__":

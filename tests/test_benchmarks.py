@@ -68,7 +68,10 @@ def test_the_ceilings_count_what_the_literature_counts():
 def test_accuracies_have_their_mean_and_standard_deviation():
     slow, fast = ((9.0, 0.5), (19.0, 0.82)), ((14.0, 0.84), (28.0, 0.83))
     results = [accuracy.Result(0, 0.82, 0.82, 20.0, slow), accuracy.Result(1, 0.84, 0.86, 30.0, fast)]
+    private = [result._replace(epsilon=2.9, proven=0.25) for result in results]
+    assert "| 0 | 82.00% | 82.00% | 20.0 |  | 2.900 | 0.250 |" in accuracy.report("d", "about", "command", private)
     text = accuracy.report("d", "about", "command", results)
+    assert "epsilon" not in text
     assert "| seed | single view | mean over flips and crops | minutes | to 83% |\n|---|---:|---:|---:|---:|" in text
     assert "| 0 | 82.00% | 82.00% | 20.0 |  |" in text
     assert "| 1 | 84.00% | 86.00% | 30.0 | 14.0 |" in text
