@@ -17,7 +17,7 @@ README = Path(__file__).parent.parent / "README.md"
 COMMANDS = [
     line.split("#")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
 ]
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
@@ -57,6 +57,10 @@ STAND_INS = {
     "torchvision": "runs/cifar10",
     "inspect": "inspect --limit 16",
     "train": "train --limit 4 --batch-size 2 --epochs 1 --device cpu",
+    "1442": "2",  # images a step of the private digits, and 60 epochs of them, 100 images of them for an audit
+    "60": "1",
+    "100": "4",
+    "examples/archs/one_conv.json": str(README.parent / "examples" / "archs" / "one_conv.json"),
 }
 
 
