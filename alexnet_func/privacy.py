@@ -85,8 +85,7 @@ def dp_grad_fn(
     """
     clipping.check_precision(loss_fn)
     bounds = max_norm if isinstance(max_norm, Mapping) else {"max_norm": max_norm}
-    for name, value in (*bounds.items(), ("expected_batch_size", expected_batch_size)):
-        check_number(name, value, lambda number: 0 < number < math.inf, "must be positive and finite")
+    _check_positive(**bounds, expected_batch_size=expected_batch_size)
     check_number("noise_multiplier", noise_multiplier, lambda number: 0 <= number < math.inf, _FINITE)
     # A number that is a tensor stays one.
     sensitivity = max_norm if not isinstance(max_norm, Mapping) else math.hypot(*(float(b) for b in max_norm.values()))
@@ -126,25 +125,20 @@ def adaptive(
     multiplied by `exp(-rate (share - quantile))`, where `share` is a noisy one of the expected batch whose gradients
     the bound held: it goes to that quantile of the norms (Andrew et al. 2021, "Differentially private learning with
     adaptive clipping", algorithm 1). Their number gets noise of the standard deviation `count_deviation` (None: a
-    twentieth of the expected batch), and the gradients so much more that both together are worth `noise_multiplier`,
-    by theorem 1: epsilon is that of the same `noise_multiplier` without adaption.
-
-    The metrics are those of `dp_grad_fn` and "max_norm", the bound of the step. Errors as `dp_grad_fn`, and ValueError
-    unless 0 <= quantile <= 1, rate is positive, and count_deviation above half of noise_multiplier.
+    twentieth of the expected batch), and the gradients so much more that epsilon is that of `noise_multiplier` without
+    adaption, by theorem 1. Metrics are those of `dp_grad_fn` and "max_norm", the step's bound. Errors as `dp_grad_fn`,
+    and ValueError unless 0 <= quantile <= 1, rate is positive, and count_deviation above half of noise_multiplier.
     """
-    for name, value in (("max_norm", max_norm), ("rate", rate), ("expected_batch_size", expected_batch_size)):
-        check_number(name, value, lambda number: 0 < number < math.inf, "must be positive and finite")
+    _check_positive(max_norm=max_norm, rate=rate, expected_batch_size=expected_batch_size)
     check_number("quantile", quantile, lambda number: 0 <= number <= 1, "must lie in [0, 1]")
     clipping.check_precision(loss_fn)
-    counting = expected_batch_size / 20 if count_deviation is None else count_deviation
-    for_gradients = _left_for_gradients(noise_multiplier, counting)
+    counting, for_gradients = _deviations(noise_multiplier, count_deviation, expected_batch_size)
     holding = _holding(optimizer, max_norm)
     how: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "method": method, "chunk_size": chunk_size}
     how |= {"views": views, "frozen": frozen}
 
     def step(state: TrainState, batch: Any) -> Stepped:
-        _check_holds(state.opt_state)
-        bound = state.opt_state["max_norm"]
+        bound = _held(state.opt_state)
         found = clipping.sums(state.params, batch, random.fold_in(state.key, state.step), bound, how)
         grads = clipping.noised(state.params, found.totals, found.noise_key, for_gradients * bound, expected_batch_size)
         params, opt_state = holding.update(grads, state.opt_state, state.params, state.step)
@@ -152,18 +146,24 @@ def adaptive(
         # Counted from 1/2, one example changes the number by a half.
         share = (found.held - found.metrics["count"] / 2 + noise) / expected_batch_size + 0.5
         moved = {"max_norm": bound * torch.exp(-rate * (share - quantile)).to(bound.dtype)}
-        metrics = {**found.metrics, "max_norm": bound}
-        return TrainState(state.step + 1, params, {**opt_state, **moved}, state.key), metrics
+        after = TrainState(state.step + 1, params, {**opt_state, **moved}, state.key)
+        return after, {**found.metrics, "max_norm": bound}
 
     return holding, Step(step, precision_of(loss_fn) or "float32")
 
 
-def _left_for_gradients(noise_multiplier: float, counting: float) -> float:
-    """The noise z_g of the gradients, of a whole z, beside a count's: `1 / z^2 = 1 / z_g^2 + 1 / (2 counting)^2`."""
+def _check_positive(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        check_number(name, value, lambda number: 0 < number < math.inf, "must be positive and finite")
+
+
+def _deviations(noise_multiplier: float, count_deviation: float | None, size: float) -> tuple[float, float]:
+    """Of the count, and z_g of the gradients, of a whole z: `1 / z^2 = 1 / z_g^2 + 1 / (2 counting)^2`."""
     check_number("noise_multiplier", noise_multiplier, lambda number: 0 <= number < math.inf, _FINITE)
+    counting = size / 20 if count_deviation is None else count_deviation
     if not noise_multiplier < 2 * counting < math.inf:
         raise ValueError(f"count_deviation must lie above half of noise_multiplier {noise_multiplier}, got {counting}")
-    return noise_multiplier / math.sqrt(1 - (noise_multiplier / (2 * counting)) ** 2)
+    return counting, noise_multiplier / math.sqrt(1 - (noise_multiplier / (2 * counting)) ** 2)
 
 
 def _holding(optimizer: Optimizer, max_norm: float) -> Optimizer:
@@ -175,14 +175,15 @@ def _holding(optimizer: Optimizer, max_norm: float) -> Optimizer:
         return {**optimizer.init(params), "max_norm": torch.tensor(max_norm, dtype=torch.float32, device=device)}
 
     def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
-        _check_holds(opt_state)
+        bound = _held(opt_state)
         inner = {name: part for name, part in opt_state.items() if name != "max_norm"}
         params, inner = optimizer.update(grads, inner, params, step)
-        return params, {**inner, "max_norm": opt_state["max_norm"]}
+        return params, {**inner, "max_norm": bound}
 
     return Optimizer(init, update)
 
 
-def _check_holds(opt_state: OptState) -> None:
+def _held(opt_state: OptState) -> Tensor:
     if not isinstance(opt_state, Mapping) or "max_norm" not in opt_state:
         raise ValueError("opt_state has no max_norm: make the state with the optimizer that privacy.adaptive returns")
+    return opt_state["max_norm"]

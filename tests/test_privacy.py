@@ -303,6 +303,8 @@ def test_a_bad_image_counts_as_one_that_is_too_long(params, batch, key):
 def test_mistakes_of_adaptive_clipping_are_named(params, batch, key):
     with pytest.raises(ValueError, match="count_deviation must lie above half of noise_multiplier"):
         privacy.adaptive(optim.sgd(0.1), 2.0, 10.0)
+    with pytest.raises(ValueError, match="count_deviation must lie above half"):
+        privacy.adaptive(optim.sgd(0.1), 1.0, 100.0, count_deviation=0.0)
     with pytest.raises(ValueError, match=r"quantile must lie in \[0, 1\], got 1.5"):
         privacy.adaptive(optim.sgd(0.1), 1.0, 100.0, quantile=1.5)
     with pytest.raises(ValueError, match="rate must be positive and finite, got 0"):

@@ -1,6 +1,6 @@
 """Why an image is seen as it is: the training images that pull the prediction, as `inspect --explain` tells."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ _BATCH = 64  # images whose captures are in memory at once
 _DIM = 2048  # 400 MB for the 50,000 images of CIFAR-10, and ten times that to compare them
 _DAMPING = 0.1
 _TOLD, _SHOWN, _WRITTEN = 3, 6, 50  # training images for and against: on a line, in the picture, in the table
+_DRAWN = 16  # images in the picture
 _COLUMNS = ("image", "predicted", "rank", "index", "file", "label", "alike", "influence")
 
 
@@ -83,23 +84,14 @@ def explain(
     asked = score.read_images(paths, side, reading.orientation, show)
     found = _scores(sources_of, images, torch.stack(list(asked.values())), views, reading.device, show)
 
-    def pulls(row: int, order: Tensor) -> list[Pull]:
-        kept = (found.places, found.labels, found.alike[row], found.pull[row])
-        columns = (tensor[order[:_WRITTEN]].tolist() for tensor in kept)
-        return [
-            Pull(place, split.names[place] if split.names else "", dataset.classes[label], *values)
-            for place, label, *values in zip(*columns, strict=True)
-        ]
-
-    explained = []
-    for i, (file, image) in enumerate(asked.items()):
-        pro = pulls(i, found.alike[i].argsort(descending=True, stable=True))
-        contra = pulls(i, found.pull[i].argsort(stable=True))
-        explained.append(Explained(file, dataset.classes[int(found.predicted[i])], image, pro, contra))
+    explained = _explained(found, asked, split.names, dataset.classes)
     out.mkdir(parents=True, exist_ok=True)
     tables.write(out / "explain.csv", _COLUMNS, _rows(explained))
-    plots.explanation(explained, lambda pulled: _pixels(images, pulled), out / "explain.png", _SHOWN)
+    drawn = explained[:_DRAWN]
+    plots.explanation(drawn, lambda pulled: _pixels(images, pulled), out / "explain.png", _SHOWN)
     _tell(explained, show)
+    if len(explained) > len(drawn):
+        show.line(f"the picture has the first {len(drawn)} of {len(explained)} images, the table all")
     show.line(f"wrote {out / 'explain.png'} and {out / 'explain.csv'}")
 
 
@@ -111,6 +103,25 @@ class _Scores(NamedTuple):
     pull: Tensor
     places: Tensor
     labels: Tensor
+
+
+def _explained(
+    found: _Scores, asked: Mapping[str, Tensor], names: Sequence[str], classes: Sequence[str]
+) -> list[Explained]:
+    def pulls(row: int, order: Tensor) -> list[Pull]:
+        kept = (found.places, found.labels, found.alike[row], found.pull[row])
+        columns = (tensor[order[:_WRITTEN]].tolist() for tensor in kept)
+        return [
+            Pull(place, names[place] if names else "", classes[label], *values)
+            for place, label, *values in zip(*columns, strict=True)
+        ]
+
+    explained = []
+    for i, (file, image) in enumerate(asked.items()):
+        pro = pulls(i, found.alike[i].argsort(descending=True, stable=True))
+        contra = pulls(i, found.pull[i].argsort(stable=True))
+        explained.append(Explained(file, classes[int(found.predicted[i])], image, pro, contra))
+    return explained
 
 
 def _scores(
