@@ -208,7 +208,15 @@ def test_a_file_that_is_no_arch_is_named(tmp_path, capsys):
     assert "a.json: not the JSON of an arch" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("extra", [[], ["--dp-epsilon", "1"], ["--compile", "--optimizer", "adamw"]], ids=str)
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        ["--dp-epsilon", "1"],
+        pytest.param(["--compile", "--optimizer", "adamw"], marks=pytest.mark.compiled),
+    ],
+    ids=str,
+)
 def test_frozen_parameters_stay_and_the_others_are_trained(tmp_path, short, extra, unaccounted):
     out = tmp_path / "run"
     words = [*short, "--freeze", "features.*", "classifier.2.bias", *extra, "--ema", "0.5"]
