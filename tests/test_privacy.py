@@ -70,6 +70,7 @@ def test_padding_changes_nothing(params, batch, key):
     assert nobody[1]["loss"] == 0
 
 
+@pytest.mark.slow  # as tests/app/test_private.py shows in a fourth of the time
 @pytest.mark.compiled
 def test_a_private_step_compiles_once_for_every_sample(params, key):
     x, y = images(TINY, 20, torch.float64)
