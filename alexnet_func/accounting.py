@@ -74,7 +74,7 @@ def noise_for(
     examples: int | None = None,
     size: int | None = None,
 ) -> float:
-    """The least noise multiplier, to 2e-3 of it but not below 2e-3, with which `epsilon` is at most `target`.
+    """The least noise multiplier, to 1e-3 of it but not below 2e-3, with which `epsilon` is at most `target`.
 
     Raises ValueError for a target that is not positive; errors else as `epsilon`.
     """
@@ -87,13 +87,17 @@ def noise_for(
         return max(-9.0, min(9.0, math.log(max(spent, 1e-9) / target)))
 
     whole = _root(excess)
-    if examples == size or excess(1.0005 * whole, examples=examples, size=size) <= 0:  # a truncated sample takes longer
-        return whole if examples == size else 1.0005 * whole
+    if examples == size:
+        return whole
+    # To account for a truncated sample takes longer, and little comes of it: a little more may be enough.
+    slightly_more = 1.0004 * whole
+    if excess(slightly_more, examples=examples, size=size) <= 0:
+        return slightly_more
     return _root(lambda noise: excess(noise, examples=examples, size=size), whole)
 
 
 def _root(falling: Callable[[float], float], start: float = 1.0) -> float:
-    """To 1e-3 of it, but not below 2e-3, the least positive number at which the function is not above 0."""
+    """To 5e-4 of it, but not below 2e-3, the least positive number at which the function is not above 0."""
     high, above = start, falling(start)
     low, below = high, above
     while above > 0:
@@ -104,9 +108,9 @@ def _root(falling: Callable[[float], float], start: float = 1.0) -> float:
         below = falling(low)
     # The logarithm of epsilon is nearly straight in that of the noise: each guess, and a little to its other side,
     # closes in.
-    while high - low > 1e-3 * low and high > 2e-3:
+    while high - low > 5e-4 * low and high > 2e-3:
         guess = low * (high / low) ** max(0.05, min(0.95, below / (below - above)))
-        for number in (guess * 1.0004, guess / 1.0004):
+        for number in (guess * 1.0002, guess / 1.0002):
             if low < number < high:
                 found = falling(number)
                 low, below, high, above = (low, below, number, found) if found <= 0 else (number, found, high, above)

@@ -71,7 +71,8 @@ def chunks(
         if by_vmap:
             whole = functools.partial(_beside, frozen, loss) if frozen else loss
             return materialised(params, part, whole if views is None else _mean_over_views(whole), keys)
-        return captures.captured(params, *_flat(part, keys, views), arch=arch, frozen=frozen or {})
+        flat, own = (part, keys) if views is None else one_by_one(part, keys, views)
+        return captures.captured(params, flat, own, views or 1, arch=arch, frozen=frozen or {})
 
     return [functools.partial(chunk, first) for first in range(0, max(1, n), step)]
 
@@ -139,13 +140,11 @@ def _check_views(batch: Any, views: int) -> None:
         raise ValueError(f"with views={views} x must be [N, {views}, ...], every example's views, got {list(x.shape)}")
 
 
-def _flat(batch: losses.Batch, keys: Tensor | None, views: int | None) -> tuple[losses.Batch, Tensor | None, int]:
-    """The views of all examples as one batch, each with its label and its own key."""
-    if views is None:
-        return batch, keys, 1
+def one_by_one(batch: losses.Batch, keys: Tensor | None, views: int) -> tuple[losses.Batch, Tensor | None]:
+    """Views [N, K, C, H, W] as one batch of N K, each with its label and its own key, of the examples' keys [N, 2]."""
     x, y = batch
     own = None if keys is None else split_each(keys, views).flatten(0, 1)
-    return (x.flatten(0, 1), y.repeat_interleave(views)), own, views
+    return (x.flatten(0, 1), y.repeat_interleave(views)), own
 
 
 def _beside(frozen: Params, loss: Loss, params: Params, example: Any, **key: Tensor) -> Tensor:

@@ -41,8 +41,7 @@ from alexnet_func.accounting import noise_for as noise_for
 from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.checks import check_number
 from alexnet_func.model import Params
-from alexnet_func.optim import Optimizer, OptState, check_optimizer
-from alexnet_func.optim.base import Updated
+from alexnet_func.optim import Optimizer, OptState, Updated, check_optimizer
 from alexnet_func.precision import InPrecision, precision_of
 from alexnet_func.sampling import padded_size as padded_size
 from alexnet_func.sampling import poisson_sample as poisson_sample

@@ -2,7 +2,7 @@
 
 The options of `alexnet train` go one way: `cli` parses them into `options.Run` and `recipes.Recipe`, which check
 themselves; `setup.prepared` makes of both a `Job` (data by `data.datasets` and `data.sources`, statistics and
-preparation by `data.preprocess`, the step by `alexnet_func.train`); `loop.train` runs it and tells a `recorder` and a
+preparation by `data.preprocess`, the step by `steps.made`); `loop.train` runs it and tells a `recorder` and a
 `progress.Show`. None of these calls one that stands before it.
 """
 
@@ -27,10 +27,11 @@ _BATCH = 256  # images, where nothing but memory depends on it
 def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
     """Trains as `recipe` says and returns the metrics on the test split after the last epoch.
 
-    An image's augmentation depends on the seed, the epoch and the image's index alone, dropout on the seed, the step
-    and the place in the batch: a run that is resumed goes on bit for bit. Under torchrun this process is one of the
-    ranks. Raises FloatingPointError when the loss is no longer finite, StoppedError after a signal, BlockingIOError
-    where another process uses `--out`, ValueError for settings that do not fit together.
+    An image's augmentation depends on the seed, the epoch and the image's index alone, of a private run on the step
+    too, dropout on the seed, the step and the place in the batch: a run that is resumed goes on bit for bit. Under
+    torchrun this process is one of the ranks. Raises FloatingPointError when the loss is no longer finite, StoppedError
+    after a signal, BlockingIOError where another process uses `--out`, ValueError for settings that do not fit
+    together.
     """
     with parallel.joined(options.device_of(run.device)) as device, _in_use(run), precision.same_sums():
         console.quiet = parallel.rank() > 0
@@ -42,7 +43,7 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
                 start = _agreed(_begun(run, job, record, device, show), device)
                 _tell_start(run, job, start, device, show)
                 state, result = loop.train(job, start, record, show, asked)
-                _tell_audit(job, models.evaluated(state), show)
+                _tell_audit(job, state, show)
                 record.finish(job, models.evaluated(state))
             except (loop.AskedToStopError, UnwritableError, RuntimeError) as error:
                 number = asked()
@@ -80,22 +81,23 @@ def _tell_start(run: Run, job: setup.Job, start: runs.Progress, device: torch.de
     if job.plan is not None:
         show.line(private.told(job.recipe, job.plan))
     if loop.finished(job, start):
-        show.line(f"finished before, after epoch {start.epochs}: a larger --epochs or --patience goes on")
+        how = "" if job.plan is not None else ": a larger --epochs or --patience goes on"
+        show.line(f"finished before, after epoch {start.epochs}{how}")
 
 
-def _tell_audit(job: setup.Job, params: model.Params, show: Show) -> None:
+def _tell_audit(job: setup.Job, state: train.TrainState, show: Show) -> None:
     """Of a run with an audit, what it proves: images that were trained on are told from the others by their losses."""
     if job.plan is None or job.secrets is None or job.recipe.dp_audit is None:
         return
     chosen, included = private.audited(job.recipe, job.plan.examples, job.secrets)
-    order, scores = [], []
+    params, order, scores = models.evaluated(state), [], []
     for index, (x, y) in preprocess.indexed_batches(job.images, chosen.split(_BATCH), job.network, job.moments):
         logits = model.forward(params, x, arch=job.network)
         order.append(index.cpu())
         scores.append(-cross_entropy(logits, y, reduction="none").cpu())
     known = torch.isin(torch.cat(order), chosen[included])
     least = privacy.audit(torch.cat(scores), known, job.plan.delta)
-    spent = job.plan.spent(job.plan.steps)
+    spent = job.plan.spent(int(state.step))
     bounds = f"at least {least:.3f} with 95 % confidence, and at most {spent:.3f}"
     show.line(f"audit of {len(known)} images: epsilon is {bounds}")
 

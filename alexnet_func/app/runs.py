@@ -1,4 +1,7 @@
-"""A run directory: `config.json`, `checkpoint.safetensors`, `best.safetensors` and `metrics.jsonl`."""
+"""A run directory: `config.json`, `checkpoint.safetensors`, `best.safetensors` and `metrics.jsonl`.
+
+Those of epochs that are kept lie beside them, and while a private run goes on its `noise.key`.
+"""
 
 import json
 import os

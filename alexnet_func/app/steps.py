@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from alexnet_func import losses, model, optim, parallel, privacy, random, routes, train
+from alexnet_func import examples, losses, model, optim, parallel, privacy, random, routes, train
 from alexnet_func.app import options, recipes
 from alexnet_func.app.options import Run
 from alexnet_func.app.private import Plan
@@ -90,21 +90,14 @@ def _plain(setting: Setting, optimizer: optim.Optimizer, one_graph: bool, frozen
     table = routes.fused(network) if one_graph else model.PLAIN
 
     def loss_fn(params: Params, batch: losses.Batch, *, key: Tensor | None = None) -> Tensor:
-        (x, y), key = (batch, key) if recipe.views is None else _one_by_one(batch, key, recipe.views)
-        return losses.loss_fn({**frozen, **params}, (x, y), arch=network, key=key, table=table)
+        if recipe.views is not None:
+            keys = random.split(key, len(batch[1])) if key is not None and key.dim() == 1 else key
+            batch, key = examples.one_by_one(batch, keys, recipe.views)
+        return losses.loss_fn({**frozen, **params}, batch, arch=network, key=key, table=table)
 
     rounded = train.with_precision(loss_fn, options.precision_of(run, recipe, setting.device))
     together = parallel.grad_fn(rounded, reduction=run.reduction) if parallel.world_size() > 1 else None
     return optimizer, train.make_step(rounded, optimizer, grad_fn=together)
-
-
-def _one_by_one(batch: losses.Batch, key: Tensor | None, views: int) -> tuple[losses.Batch, Tensor | None]:
-    """Views [N, K, C, H, W] as N K examples; view k of an example whose key is e has the key `split(e, K)[k]`."""
-    x, y = batch
-    if key is not None:
-        keys = key if key.dim() > 1 else random.split(key, len(y))
-        key = random.split_each(keys, views).flatten(0, 1)
-    return (x.flatten(0, 1), y.repeat_interleave(views)), key
 
 
 def _private(setting: Setting, optimizer: optim.Optimizer, plan: Plan, frozen: Params) -> Made:

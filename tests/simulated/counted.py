@@ -46,6 +46,12 @@ def members():
     return lambda: step(state, BATCH)
 
 
+def adaptive():
+    optimizer, step = privacy.adaptive(optim.sgd(0.1), 1.0, N, arch=ARCH)
+    state = train.create_state(PARAMS, optimizer, key=KEY)
+    return lambda: step(state, BATCH)
+
+
 def prepared(name):
     components = torch.zeros(3, 3, device="cuda") if name == "paper" else None
     prepare = preprocess.preparation(name, 32, MOMENTS, components)
@@ -88,6 +94,7 @@ CASES = {
     "totals": (51, lambda: train.totals(functools.partial(af.forward, arch=ARCH), PARAMS, [BATCH])),
     "poisson_sample": (42, lambda: privacy.poisson_sample(KEY, 1000, 0.1, 150)),
     "privacy.dp_grad_fn": (1130, stepping(optim.sgd(0.1), grad_fn=privacy.dp_grad_fn(1.0, 1.0, N, arch=ARCH))),
+    "privacy.adaptive": (1130, adaptive()),
     **{f"random.{name}": (40, call) for name, call in DRAWS.items()},
 }
 
