@@ -161,7 +161,7 @@ def _features(
     if views is None:
         batches = preprocess.indexed_batches(images, orders, source.arch, moments)
     else:
-        batches = _viewed(images, orders, source, views, key)
+        batches = _viewed(images, orders, source, views)
     found = [
         (index.cpu(), y.cpu(), per_sample.project(source.params, (x, y), key, _DIM, arch=source.arch, views=views))
         for index, (x, y) in show.track("comparing gradients", batches, len(orders))
@@ -171,13 +171,12 @@ def _features(
     return places, labels, features
 
 
-def _viewed(
-    images: Source, orders: Sequence[Tensor], source: Model, views: int, key: random.Key
-) -> Iterator[tuple[Tensor, Batch]]:
+def _viewed(images: Source, orders: Sequence[Tensor], source: Model, views: int) -> Iterator[tuple[Tensor, Batch]]:
     assert source.augmentation is not None
     components = augment.rgb_components(preprocess.sample(images)) if source.augmentation == "paper" else None
     moments = Moments(source.mean, source.std)
     prepare = preprocess.preparation(source.augmentation, source.arch.image_size, moments, components)
+    key = random.key(1, images.labels.device)  # not that of the projection
     for index, pixels in images.fetch(orders):
         if len(index):
             yield index, (preprocess.in_views(prepare, views)(key, index, pixels), images.labels[index])
