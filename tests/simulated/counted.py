@@ -14,7 +14,7 @@ from torch.func import grad
 
 import alexnet_func as af
 from alexnet_func import ensemble, optim, per_sample, privacy, routes, train
-from alexnet_func.app import cli, loop, recipes
+from alexnet_func.app import cli, loop, recipes, setup
 from alexnet_func.arch import ALEXNET_CIFAR as ARCH
 from alexnet_func.arch import param_shapes
 from alexnet_func.data import augment, preprocess, sources
@@ -142,7 +142,7 @@ def test_a_compiled_step_is_one_graph_whose_metrics_the_next_one_leaves():
 
 
 def test_the_applications_loop_waits_once_an_epoch_besides_its_evaluation(monkeypatch):
-    found, run_epoch, evaluate = [], loop.run_epoch, loop.evaluate
+    found, run_epoch, evaluate, fresh = [], loop.run_epoch, loop.evaluate, setup.fresh
 
     def counted_epoch(*arguments):
         result, counts = counted(lambda: run_epoch(*arguments))
@@ -154,7 +154,14 @@ def test_the_applications_loop_waits_once_an_epoch_besides_its_evaluation(monkey
             evaluate(*arguments)
         return train.Metrics(1.0, 0.5, 0.9, 10)
 
-    # Nothing is computed, least of all a histogram.
+    def from_step_zero(*arguments):  # nor is memory cleared, but what the host copies arrives
+        progress = fresh(*arguments)
+        progress.state.step.copy_(torch.zeros((), dtype=torch.int64))
+        return progress
+
+    # Nothing is computed, least of all a histogram or a loss.
+    monkeypatch.setattr(loop, "_check_finite", lambda *_: None)
+    monkeypatch.setattr(setup, "fresh", from_step_zero)
     monkeypatch.setattr(augment, "channel_moments", lambda _: ((0.5,) * 3, (0.25,) * 3))
     monkeypatch.setattr(loop, "run_epoch", counted_epoch)
     monkeypatch.setattr(loop, "evaluate", made_up)
