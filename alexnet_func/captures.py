@@ -1,12 +1,12 @@
 """Per-sample gradients without materialising them: one forward, one backward, then algebra layer by layer.
 
 Both factors of a layer's gradients, its input `a` and the gradient `g` of its output, come out of a single backward
-pass with respect to *taps*: zeros added to the outputs of `Conv` and `Linear` layers. What follows from them is in
+pass with respect to *taps*: zeros added to the outputs of the layers with weights. What follows from them is in
 `factors`.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int32
@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.func import grad_and_value, vjp, vmap
 
 from alexnet_func import factors, sketches
-from alexnet_func.arch import Arch, Conv, Linear, Placed, place
+from alexnet_func.arch import Arch, Conv, Placed, place
 from alexnet_func.factors import Factors
+from alexnet_func.layers import Weighted
 from alexnet_func.losses import Batch, check_labels, check_pair, cross_entropy
 from alexnet_func.model import PLAIN, LayerFn, Params, check_inputs, walk
 from alexnet_func.tape import without_tape
@@ -67,7 +68,7 @@ def tap(
     key: Int32[Tensor, "*k 2"] | None = None,
     only: Collection[str] | None = None,
 ) -> Tapped:
-    """`forward` with its layers' inputs kept and zeros tapped onto the outputs of `Conv` and `Linear` layers.
+    """`forward` with its layers' inputs kept and zeros tapped onto the outputs of the layers with weights.
 
     `only` the layers of these names, if given: what lies below the lowest of them is not differentiated. Errors as
     `model.forward` raises them, and ValueError for an image without a batch axis.
@@ -76,7 +77,7 @@ def tap(
     if x.dim() != 4:
         raise ValueError(f"x must be a batch [N, C, H, W], got {list(x.shape)}: one example is a batch of one, x[None]")
     x = x.to(next(iter(params.values())).dtype)
-    linear = [at for at in place(arch, tuple(x.shape[1:])) if isinstance(at.layer, Conv | Linear)]
+    linear = [at for at in place(arch, tuple(x.shape[1:])) if isinstance(at.layer, Weighted)]
     layers = {at.name: at for at in linear if only is None or at.name in only}
     taps = {name: x.new_zeros(()).expand(len(x), *at.out_shape) for name, at in layers.items()}
 
@@ -92,7 +93,7 @@ def tap(
 
             return layer
 
-        table = {**PLAIN, Conv: with_tap(PLAIN[Conv]), Linear: with_tap(PLAIN[Linear])}
+        table = {**PLAIN, **{kind: with_tap(PLAIN[kind]) for kind in get_args(Weighted)}}
         return walk(arch, params, x, key, table), inputs
 
     logits, pull, inputs = vjp(tapped, taps, has_aux=True)  # type: ignore[misc]  # torch declares two results
@@ -140,7 +141,7 @@ def _examples(layers: dict[str, Factors], names: list[str], losses: Tensor) -> E
         return {name: of(f) for name, (of, f) in ways.items() if name in names}
 
     def grad_of(f: Factors) -> Tensor:
-        return factors.weight_grads(f) if isinstance(f.at.layer, Linear) else formed(f)
+        return formed(f) if isinstance(f.at.layer, Conv) else factors.weight_grads(f)
 
     def square_of(f: Factors) -> Tensor:
         return factors.weight_squares(f) if _unformed(f) else formed(f).flatten(1).square().sum(1)
@@ -150,12 +151,12 @@ def _examples(layers: dict[str, Factors], names: list[str], losses: Tensor) -> E
         return factors.hidden_weight_squares(f) if _unformed(f) else f.g.new_zeros(factors.count(f))
 
     def sum_of_squares_of(f: Factors) -> Tensor:
-        return factors.sum_of_squares(f) if isinstance(f.at.layer, Linear) else formed(f).square().sum(0)
+        return formed(f).square().sum(0) if isinstance(f.at.layer, Conv) else factors.sum_of_squares(f)
 
     return Examples(
         losses,
         grads=lambda: named(grad_of, factors.bias_grads),
-        squares=lambda: named(square_of, lambda f: factors.bias_grads(f).square().sum(1)),
+        squares=lambda: named(square_of, factors.bias_squares),
         hidden=lambda: named(hidden_of, factors.hidden_bias_squares),
         dots=lambda direction: _dots(layers, direction),
         weighted_sum=lambda weights, keep: named(*_weighted(weights, keep, instantiated)),
@@ -172,7 +173,7 @@ def _kinds(of_weight: OfLayer, of_bias: OfLayer) -> tuple[tuple[str, OfLayer], .
 
 def _unformed(f: Factors) -> bool:
     """Whether the layer's norms are taken without its examples' weight gradients."""
-    return isinstance(f.at.layer, Linear) or factors.by_products(f.at, f.views)
+    return not isinstance(f.at.layer, Conv) or factors.by_products(f.at, f.views)
 
 
 def _weighted(weights: Weights, keep: Tensor | None, instantiated: Mapping[str, Tensor]) -> tuple[OfLayer, OfLayer]:
@@ -189,10 +190,10 @@ def _weighted(weights: Weights, keep: Tensor | None, instantiated: Mapping[str, 
 
 
 def _grams(other: Mapping[str, Factors]) -> tuple[OfLayer, OfLayer]:
-    def of_bias(f: Factors) -> Tensor:
-        return factors.bias_grads(f) @ factors.bias_grads(other[f.at.name]).mT
-
-    return lambda f: factors.weight_gram(f, other[f.at.name]), of_bias
+    return (
+        lambda f: factors.weight_gram(f, other[f.at.name]),
+        lambda f: factors.bias_gram(f, other[f.at.name]),
+    )
 
 
 def _dots(layers: Mapping[str, Factors], direction: Params) -> Tensor:

@@ -4,7 +4,7 @@ A layer that is linear in its parameters has gradients made of those two. A line
 product `g a^T`, whose norm is `|g| |a|` (Goodfellow 2015, "Efficient per-example gradient computations"). A
 convolution's is `sum_t g_t u_t^T` over output positions t with input patches u_t, so that its squared norm is
 `sum_{t,t'} (u_t . u_t')(g_t . g_t')` (Rochette et al. 2019; Li et al. 2022, "ghost clipping"). An example that is seen
-in several views has the sum of their gradients: views are more positions.
+in several views has the sum of their gradients: views are more positions. Locally connected layers are in `local`.
 """
 
 import math
@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from alexnet_func.arch import Conv, Linear, Placed
+from alexnet_func import local
+from alexnet_func.arch import Conv, Linear, LocallyConnected, Placed
 from alexnet_func.model import PLAIN
 from alexnet_func.ops import square_root
 
@@ -33,7 +34,7 @@ _ROUNDED = 16
 
 
 class Factors(NamedTuple):
-    """A Conv or Linear layer's inputs `a` and output gradients `g`, for N examples of so many views in a row each."""
+    """A layer's inputs `a` and output gradients `g`, for N examples of so many views in a row each."""
 
     at: Placed
     a: Float[Tensor, "nk ..."]
@@ -50,6 +51,8 @@ def weight_grads(f: Factors) -> Float[Tensor, "n ..."]:
     """Every example's weight gradient, [N, *shape]."""
     if isinstance(f.at.layer, Linear):
         return f.g[:, :, None] * f.a[:, None, :] if f.views == 1 else _by_example(f.g, f).mT @ _by_example(f.a, f)
+    if isinstance(f.at.layer, LocallyConnected):
+        return local.weight_grads(*_by_position(f)).view(-1, *_weight_shape(f.at))
     if len(f.a) and f.a.device.type == "cpu" and not torch.compiler.is_compiling():
         # Measured: as fast as the gradient of the whole batch, where patches and products take two to four times that.
         parts = zip(f.a.split(f.views), f.g.split(f.views), strict=True)
@@ -61,15 +64,27 @@ def weight_grads(f: Factors) -> Float[Tensor, "n ..."]:
     return (gs @ us.mT).reshape(-1, *_weight_shape(f.at))
 
 
-def bias_grads(f: Factors) -> Float[Tensor, "n o"]:
-    """Every example's bias gradient: the output gradients, summed over positions and views."""
-    summed = f.g.flatten(2).sum(-1) if f.g.dim() > 2 else f.g
+def bias_grads(f: Factors) -> Float[Tensor, "n ..."]:
+    """Every example's bias gradient: the output gradients, summed over the positions that share it, and views."""
+    summed = _over_shared(f, f.g)
     return summed if f.views == 1 else _by_example(summed, f).sum(1)
+
+
+def bias_squares(f: Factors) -> Float[Tensor, "n"]:
+    """Their squared norms."""
+    return bias_grads(f).flatten(1).square().sum(1)
+
+
+def bias_gram(one: Factors, other: Factors) -> Float[Tensor, "n m"]:
+    """The products of every example's bias gradient of one set with every one of the other."""
+    return bias_grads(one).flatten(1) @ bias_grads(other).flatten(1).mT
 
 
 def weight_squares(f: Factors) -> Float[Tensor, "n"]:
     """Every example's squared norm of the weight gradient, which is not formed. A convolution needs `by_products`."""
-    if not isinstance(f.at.layer, Linear):
+    if isinstance(f.at.layer, LocallyConnected):
+        return local.weight_squares(*_by_position(f))
+    if isinstance(f.at.layer, Conv):
         step = _products_at_once(f)
         return torch.cat([_patch_products(f.among(at, at + step)) for at in range(0, max(1, count(f)), step)])
     if f.views == 1:
@@ -86,6 +101,8 @@ def hidden_weight_squares(f: Factors) -> Float[Tensor, "n"]:
     """
     if isinstance(f.at.layer, Linear):
         inputs, outputs = f.a.square().sum(-1)[:, None], f.g.square().sum(-1)[:, None]
+    elif isinstance(f.at.layer, LocallyConnected):
+        inputs, outputs = local.patches(f.at, f.a).square().sum(-1), f.g.flatten(2).square().sum(1)
     else:
         conv = _conv(f.at)
         squares = f.a.square().unflatten(1, (conv.groups, -1)).sum(2)
@@ -107,8 +124,8 @@ def hidden_bias_squares(f: Factors) -> Float[Tensor, "n"]:
 
 
 def _hidden(terms: Float[Tensor, "nk"], f: Factors) -> Float[Tensor, "n"]:
-    if isinstance(f.at.layer, Linear) and f.views == 1:
-        return terms * 0  # one product, of which nothing cancels
+    if not isinstance(f.at.layer, Conv) and f.views == 1:
+        return terms * 0  # products of which nothing cancels
     return _ROUNDED * torch.finfo(f.g.dtype).eps * _by_example(terms, f).sum(1).square()
 
 
@@ -118,7 +135,7 @@ def along(f: Factors, weight: Tensor | None, bias: Tensor | None) -> Float[Tenso
     Outputs are linear in the parameters: they change by the layer with the direction for parameters.
     """
     weight = f.a.new_zeros(_weight_shape(f.at)) if weight is None else weight.to(f.a.dtype)
-    bias = f.a.new_zeros(f.at.out_shape[0]) if bias is None else bias.to(f.a.dtype)
+    bias = f.a.new_zeros(_over_shared(f, f.g[:0]).shape[1:]) if bias is None else bias.to(f.a.dtype)
     moved = PLAIN[type(f.at.layer)](f.at, f.a, weight, bias)
     return _by_example((f.g * moved).flatten(1).sum(1), f).sum(1)
 
@@ -126,17 +143,20 @@ def along(f: Factors, weight: Tensor | None, bias: Tensor | None) -> Float[Tenso
 def weighted_weight_grad(f: Factors, weights: Float[Tensor, "n"], keep: Tensor | None) -> Tensor:
     """`sum_n w_n g_n` of the weight gradients, which are not formed, over the examples of the mask [N], or all."""
     scaled, a = _scaled_outputs(f, weights, keep), _kept(f.a, f, keep)
+    if isinstance(f.at.layer, LocallyConnected):
+        return local.weighted_weight_grad(*_by_position(f._replace(a=a, g=scaled))).view(_weight_shape(f.at))
     return scaled.mT @ a if isinstance(f.at.layer, Linear) else _conv_weight_grad(f.at, a, scaled)
 
 
-def weighted_bias_grad(f: Factors, weights: Float[Tensor, "n"], keep: Tensor | None) -> Float[Tensor, "o"]:
+def weighted_bias_grad(f: Factors, weights: Float[Tensor, "n"], keep: Tensor | None) -> Float[Tensor, "..."]:
     """`sum_n w_n g_n` of the bias gradients, over the examples of the mask [N], or all."""
-    scaled = _scaled_outputs(f, weights, keep)
-    return (scaled.flatten(2).sum(-1) if scaled.dim() > 2 else scaled).sum(0)
+    return _over_shared(f, _scaled_outputs(f, weights, keep)).sum(0)
 
 
 def sum_of_squares(f: Factors) -> Tensor:
-    """`sum_n g_n^2` of a linear layer's weight gradients, element by element."""
+    """`sum_n g_n^2` of the weight gradients of a layer that is no convolution, element by element."""
+    if isinstance(f.at.layer, LocallyConnected):
+        return local.sum_of_squares(*_by_position(f)).view(_weight_shape(f.at))
     if f.views == 1:
         return f.g.square().mT @ f.a.square()
     parts = zip(_by_example(f.g, f), _by_example(f.a, f), strict=True)  # one example's gradient at a time
@@ -158,6 +178,8 @@ def weight_gram(one: Factors, other: Factors) -> Float[Tensor, "n m"]:
         products = (one.a @ other.a.mT) * (one.g @ other.g.mT)
         shape = (len(one.a) // one.views, one.views, len(other.a) // other.views, other.views)
         return products if one.views == other.views == 1 else products.view(shape).sum((1, 3))
+    if isinstance(one.at.layer, LocallyConnected):
+        return local.weight_gram(_by_position(one), _by_position(other))
     rows: list[Tensor] = []
     done = 0
     for part in some_at_a_time(one, _FORMED):
@@ -173,7 +195,7 @@ def weight_gram(one: Factors, other: Factors) -> Float[Tensor, "n m"]:
 
 def gram(one: Factors, other: Factors) -> Float[Tensor, "n m"]:
     """The products of every example's gradient by both parameters with every one of the other set."""
-    return weight_gram(one, other) + bias_grads(one) @ bias_grads(other).mT
+    return weight_gram(one, other) + bias_gram(one, other)
 
 
 def count(f: Factors) -> int:
@@ -215,6 +237,15 @@ def _kept(t: Tensor, f: Factors, keep: Tensor | None) -> Tensor:
         return t
     by_view = keep if f.views == 1 else keep.repeat_interleave(f.views)
     return t.where(by_view.view(-1, *[1] * (t.dim() - 1)), 0)
+
+
+def _by_position(f: Factors) -> tuple[Tensor, Tensor]:
+    return local.by_position(f.at, f.a, f.g, f.views)
+
+
+def _over_shared(f: Factors, g: Tensor) -> Tensor:
+    """Output gradients [NK, ...], summed over the positions that share a bias."""
+    return g.flatten(2).sum(-1) if isinstance(f.at.layer, Conv) else g
 
 
 def _by_example(t: Tensor, f: Factors) -> Tensor:
@@ -273,6 +304,8 @@ def _conv_weight_grad(at: Placed, a: Tensor, g: Tensor) -> Tensor:
 def _weight_shape(at: Placed) -> tuple[int, ...]:
     if isinstance(at.layer, Linear):
         return (at.out_shape[0], at.in_shape[0])
+    if isinstance(at.layer, LocallyConnected):
+        return (*at.out_shape[1:], at.out_shape[0], at.in_shape[0], at.layer.kernel_size, at.layer.kernel_size)
     conv = _conv(at)
     return (at.out_shape[0], at.in_shape[0] // conv.groups, conv.kernel_size, conv.kernel_size)
 

@@ -11,24 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from alexnet_func.arch import (
-    ALEXNET,
-    LRN,
-    AdaptiveAvgPool,
-    Arch,
-    Conv,
-    Dropout,
-    Flatten,
-    Linear,
-    MaxPool,
-    Placed,
-    ReLU,
-    Tanh,
-    param_shapes,
-    place,
-)
+from alexnet_func.arch import ALEXNET, Arch, param_shapes
 from alexnet_func.checks import check_named_tensors, shapes_of
 from alexnet_func.model import Params
+from alexnet_func.modules import AlexNet
 from alexnet_func.weights import read
 
 PureForward = Callable[..., Any]
@@ -136,21 +122,6 @@ def _flatten_again(part: nn.RNNBase, args: Any) -> None:
     part._flat_weights = [getattr(part, name) for name in part._flat_weights_names]
 
 
-class AlexNet(nn.Module):
-    """An `Arch` as an ordinary module in torchvision's layout: `features`, `avgpool`, `classifier`."""
-
-    def __init__(self, arch: Arch) -> None:
-        super().__init__()
-        layers = place(arch, (arch.in_channels, arch.image_size, arch.image_size))
-        self.features = nn.Sequential(*(_module_of(at) for at in layers if at.name.startswith("features.")))
-        self.avgpool = nn.Sequential(*(_module_of(at) for at in layers if at.name == "avgpool"))
-        self.classifier = nn.Sequential(*(_module_of(at) for at in layers if at.name.startswith("classifier.")))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, classes] of images [N, C, H, W]."""
-        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
-
-
 def to_module(params: Params, arch: Arch = ALEXNET) -> nn.Module:
     """A module in evaluation mode whose `state_dict()` is a copy of `params`, on their device and in their dtype.
 
@@ -215,28 +186,6 @@ def _impure_parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
         return isinstance(part, _RANDOM_PARTS) or type(part).__name__ in _RANDOM_NAMES
 
     return [(name, part) for name, part in module.named_modules() if part.training and impure(part)]
-
-
-def _module_of(at: Placed) -> nn.Module:
-    match at.layer:
-        case Conv(out_channels, kernel, stride, padding, groups):
-            return nn.Conv2d(at.in_shape[0], out_channels, kernel, stride, padding, groups=groups)
-        case Linear():
-            return nn.Linear(at.in_shape[0], at.out_shape[0])
-        case ReLU():
-            return nn.ReLU(inplace=True)
-        case Tanh():
-            return nn.Tanh()
-        case LRN(size, alpha, beta, k, convention):
-            return nn.LocalResponseNorm(size, alpha * size if convention == "sum" else alpha, beta, k)
-        case MaxPool(kernel, stride, ceil_mode):
-            return nn.MaxPool2d(kernel, stride, ceil_mode=ceil_mode)
-        case AdaptiveAvgPool(size):
-            return nn.AdaptiveAvgPool2d(size)
-        case Dropout(rate):
-            return nn.Dropout(rate)
-        case Flatten():
-            return nn.Flatten()
 
 
 def _is_weights_name(weights: str | os.PathLike[str]) -> bool:

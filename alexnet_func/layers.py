@@ -1,13 +1,23 @@
 """Layers as data: frozen records of what a layer is, and of how its parameters start.
 
-Nothing here computes. Records compare and hash by value, and raise ValueError where a field makes no sense. Fields are
-plain Python values: a NumPy or torch scalar is refused, since it would not come back from JSON as it was.
+Nothing here computes. Records compare and hash by value, and raise ValueError where a field makes no sense (`fields`).
 """
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
+
+from alexnet_func.fields import (
+    BOOL,
+    NON_NEGATIVE,
+    NON_NEGATIVE_NUMBER,
+    NUMBER,
+    POSITIVE,
+    POSITIVE_OR_NONE,
+    PROBABILITY,
+    Rule,
+    check_fields,
+    one_of,
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,8 @@ class Constant:
 
 Init = Normal | HeNormal | CenteredHeNormal | FanInUniform | Constant
 
+INIT = Rule("must be an initialisation such as Normal(0.01)", lambda v: type(v) in get_args(Init))
+
 
 @dataclass(frozen=True)
 class Conv:
@@ -66,6 +78,26 @@ class Conv:
 
     def __post_init__(self) -> None:
         check_fields(self, out_channels=POSITIVE, kernel_size=POSITIVE, stride=POSITIVE, groups=POSITIVE)
+        check_fields(self, padding=NON_NEGATIVE, weight=INIT, bias=INIT)
+
+
+@dataclass(frozen=True)
+class LocallyConnected:
+    """A convolution whose weights are not shared: every position of the output has its own, and its own bias.
+
+    The paper's CIFAR-10 networks end in two of these (Krizhevsky 2011, "cuda-convnet", type "local"). An image of
+    another size would have other positions: the arch's `image_size` is the only one that is taken.
+    """
+
+    out_channels: int
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    weight: Init = FanInUniform()
+    bias: Init = FanInUniform()
+
+    def __post_init__(self) -> None:
+        check_fields(self, out_channels=POSITIVE, kernel_size=POSITIVE, stride=POSITIVE)
         check_fields(self, padding=NON_NEGATIVE, weight=INIT, bias=INIT)
 
 
@@ -99,7 +131,28 @@ class LRN:
     """Local response normalisation across channels: `x / (k + a * sum(x_j^2 over the window))^beta`.
 
     `convention` says what `alpha` means: with "sum" a = alpha, the formula of the 2012 paper, section
-    3.3; with "mean" a = alpha / size, as Caffe and `torch.nn.LocalResponseNorm` have it.
+    3.3; with "mean" a = alpha / size, as Caffe and `torch.nn.LocalResponseNorm` have it. Windows end at the border of
+    each of the `groups`, as many channels in a row each: with 2, a tower of the 2012 source sees its own alone.
+    """
+
+    size: int
+    alpha: float
+    beta: float
+    k: float
+    convention: Literal["sum", "mean"]
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, size=POSITIVE, alpha=NON_NEGATIVE_NUMBER, beta=NON_NEGATIVE_NUMBER, k=NON_NEGATIVE_NUMBER)
+        check_fields(self, "LRN {}", convention=one_of("sum", "mean"), groups=POSITIVE)
+
+
+@dataclass(frozen=True)
+class WithinChannelLRN:
+    """Local response normalisation over the `size` x `size` pixels around each one of the same channel.
+
+    `x / (k + a * sum(x_j^2 over the window))^beta`, a = alpha ("sum") or alpha / size^2 ("mean"); pixels beyond the
+    border count as zero. Type "rnorm" of cuda-convnet, with "mean"; Caffe's WITHIN_CHANNEL.
     """
 
     size: int
@@ -110,12 +163,27 @@ class LRN:
 
     def __post_init__(self) -> None:
         check_fields(self, size=POSITIVE, alpha=NON_NEGATIVE_NUMBER, beta=NON_NEGATIVE_NUMBER, k=NON_NEGATIVE_NUMBER)
-        check_fields(self, "LRN {}", convention=one_of("sum", "mean"))
+        check_fields(self, convention=one_of("sum", "mean"))
 
 
 @dataclass(frozen=True)
 class MaxPool:
     """Max pooling without padding; `ceil_mode` lets the last window overhang the border."""
+
+    kernel_size: int
+    stride: int
+    ceil_mode: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, kernel_size=POSITIVE, stride=POSITIVE, ceil_mode=BOOL)
+
+
+@dataclass(frozen=True)
+class AvgPool:
+    """Average pooling without padding; a window that overhangs with `ceil_mode` is divided by its pixels that exist.
+
+    Pooling "avg" of cuda-convnet, which always rounds sizes up.
+    """
 
     kernel_size: int
     stride: int
@@ -136,54 +204,43 @@ class AdaptiveAvgPool:
 
 
 @dataclass(frozen=True)
+class ZeroPad:
+    """So many zeros above and to the left, and so many below and to the right.
+
+    A convolution of cuda-convnet rounds its size up, so that its last windows overhang the image by pixels that count
+    as zero: `ZeroPad(0, 3), Conv(48, 11, stride=4)` takes 224 pixels to 55 positions.
+    """
+
+    before: int
+    after: int
+
+    def __post_init__(self) -> None:
+        check_fields(self, before=NON_NEGATIVE, after=NON_NEGATIVE)
+
+
+@dataclass(frozen=True)
 class Flatten:
     """[C, H, W] to [C*H*W]."""
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """Zero each value with probability `rate`, of [0, 1), and divide the kept ones by `1 - rate`."""
+    """Zero each value with probability `rate`, of [0, 1).
+
+    Values that are kept are divided by `1 - rate`, and evaluation changes none, in the "inverted" convention. In the
+    "classic" one they stay as they are, and evaluation multiplies all by `1 - rate`: Krizhevsky et al. 2012, section
+    4.2. Both have the same expectation in training as in evaluation.
+    """
 
     rate: float = 0.5
+    convention: Literal["inverted", "classic"] = "inverted"
 
     def __post_init__(self) -> None:
-        check_fields(self, "dropout {}", rate=PROBABILITY)
+        check_fields(self, "dropout {}", rate=PROBABILITY, convention=one_of("inverted", "classic"))
 
 
-Layer = Conv | Linear | ReLU | Tanh | LRN | MaxPool | AdaptiveAvgPool | Flatten | Dropout
+Weighted = Conv | LocallyConnected | Linear  # layers with a weight and a bias
 
-
-class Rule(NamedTuple):
-    """What a kind of field accepts, in words and as a predicate. A bool is no number, and types are exact."""
-
-    accepted: str
-    holds: Callable[[Any], bool]
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
-
-
-def one_of(*names: str) -> Rule:
-    """The rule of a field that takes one of a few strings."""
-    return Rule("must be " + " or ".join(f'"{name}"' for name in names), lambda v: type(v) is str and v in names)
-
-
-POSITIVE = Rule("must be a positive integer", lambda v: type(v) is int and v > 0)
-POSITIVE_OR_NONE = Rule("must be a positive integer or None", lambda v: v is None or POSITIVE.holds(v))
-NON_NEGATIVE = Rule("must be a non-negative integer", lambda v: type(v) is int and v >= 0)
-NUMBER = Rule("must be a finite number", _is_number)
-NON_NEGATIVE_NUMBER = Rule("must be a finite non-negative number", lambda v: _is_number(v) and v >= 0)
-PROBABILITY = Rule("must lie in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1)
-BOOL = Rule("must be a bool", lambda v: type(v) is bool)
-STRING = Rule("must be a string", lambda v: type(v) is str)
-TUPLE = Rule("must be a tuple of layers", lambda v: type(v) is tuple)
-INIT = Rule("must be an initialisation such as Normal(0.01)", lambda v: type(v) in get_args(Init))
-
-
-def check_fields(record: Any, subject: str = "{} of {}", /, **rules: Rule) -> None:
-    """Raises ValueError for the first field that breaks its rule; `subject` says what it is in the error."""
-    for name, rule in rules.items():
-        value = getattr(record, name)
-        if not rule.holds(value):
-            raise ValueError(f"{subject.format(name, type(record).__name__)} {rule.accepted}, got {value!r}")
+Layer = (
+    Weighted | ReLU | Tanh | LRN | WithinChannelLRN | MaxPool | AvgPool | AdaptiveAvgPool | ZeroPad | Flatten | Dropout
+)

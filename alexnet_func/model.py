@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from alexnet_func import ops, random
+from alexnet_func import local, ops, random
 from alexnet_func.arch import (
     ALEXNET,
     LRN,
     AdaptiveAvgPool,
     Arch,
+    AvgPool,
     CenteredHeNormal,
     Constant,
     Conv,
@@ -27,36 +28,54 @@ from alexnet_func.arch import (
     HeNormal,
     Init,
     Linear,
+    LocallyConnected,
     MaxPool,
     Normal,
     Placed,
     ReLU,
     Shape,
     Tanh,
+    WithinChannelLRN,
+    ZeroPad,
     param_shapes,
     place,
 )
 from alexnet_func.checks import check_named_tensors
+from alexnet_func.layers import Weighted
+from alexnet_func.structure import fan_in
 
 Params = dict[str, Tensor]
 
-# A layer function takes the placed layer, its input and its operands: weight and bias for Conv and Linear,
-# the uniform noise for Dropout, nothing for the rest.
+# A layer function takes the placed layer, its input and its operands: weight and bias for layers that have them, the
+# uniform noise for Dropout, but in evaluation, and nothing for the rest.
 LayerFn = Callable[..., Tensor]
 Table = Mapping[type, LayerFn]
+
+
+def _dropout(at: Placed, x: Tensor, noise: Tensor | None = None) -> Tensor:
+    if at.layer.convention == "classic":  # type: ignore[union-attr]
+        return ops.classic_dropout(x, noise, at.layer.rate)  # type: ignore[union-attr]
+    return x if noise is None else ops.dropout(x, noise, at.layer.rate)  # type: ignore[union-attr]
+
 
 PLAIN: Table = {
     Conv: lambda at, x, weight, bias: F.conv2d(
         x, weight, bias, stride=at.layer.stride, padding=at.layer.padding, groups=at.layer.groups
     ),
+    LocallyConnected: local.locally_connected,
     Linear: lambda at, x, weight, bias: F.linear(x, weight, bias),
     ReLU: lambda at, x: F.relu(x),
     Tanh: lambda at, x: x.tanh(),
     LRN: lambda at, x: ops.local_response_norm(x, at.layer),
+    WithinChannelLRN: lambda at, x: ops.within_channel_response_norm(x, at.layer),
     MaxPool: lambda at, x: F.max_pool2d(x, at.layer.kernel_size, at.layer.stride, ceil_mode=at.layer.ceil_mode),
+    AvgPool: lambda at, x: F.avg_pool2d(
+        x, at.layer.kernel_size, at.layer.stride, ceil_mode=at.layer.ceil_mode, count_include_pad=False
+    ),
     AdaptiveAvgPool: lambda at, x: x if at.in_shape == at.out_shape else F.adaptive_avg_pool2d(x, at.layer.output_size),
+    ZeroPad: lambda at, x: F.pad(x, (at.layer.before, at.layer.after) * 2),
     Flatten: lambda at, x: x.flatten(-3),
-    Dropout: lambda at, x, noise: ops.dropout(x, noise, at.layer.rate),
+    Dropout: _dropout,
 }
 
 
@@ -77,15 +96,14 @@ def init(
     random.check_key(key)
     key = key.to(device) if device is not None else key
     inits = {
-        f"{at.name}.{kind}": rule
+        f"{at.name}.{kind}": (rule, fan_in(at))
         for at in place(arch, (arch.in_channels, arch.image_size, arch.image_size))
-        if isinstance(at.layer, Conv | Linear)
+        if isinstance(at.layer, Weighted)
         for kind, rule in (("weight", at.layer.weight), ("bias", at.layer.bias))
     }
     shapes = param_shapes(arch)
-    fan_in = {name: math.prod(shapes[name.replace(".bias", ".weight")][1:]) for name in shapes}
     return {
-        name: _draw(random.fold_in(key, i), inits[name], shape, fan_in[name]).to(dtype)
+        name: _draw(random.fold_in(key, i), *inits[name], shape).to(dtype)
         for i, (name, shape) in enumerate(shapes.items())
     }
 
@@ -139,18 +157,19 @@ def walk(arch: Arch, params: Params, x: Tensor, key: Tensor | None, table: Table
     """Applies `table[type(layer)](placed, x, *operands)` for every layer of `arch` in turn.
 
     The one loop over layers: taps for per-sample gradients, or faster equivalents for a compiled step, are
-    other tables. Without a key dropout layers are passed over. Arguments are those of `forward`, unchecked.
+    other tables. Without a key dropout layers are passed over, but those of the classic convention, which get no noise.
+    Arguments are those of `forward`, unchecked.
     """
     layers = place(arch, tuple(x.shape[-3:]))
     noise = {} if key is None else dropout_noise(layers, key, batch=x.shape[:-3])
     for at in layers:
         operands: tuple[Tensor, ...] = ()
-        if isinstance(at.layer, Conv | Linear):
+        if isinstance(at.layer, Weighted):
             operands = (params[f"{at.name}.weight"], params[f"{at.name}.bias"])
         elif isinstance(at.layer, Dropout):
-            if key is None:
+            if key is None and at.layer.convention == "inverted":
                 continue
-            operands = (noise[at.name],)
+            operands = () if key is None else (noise[at.name],)
         x = table[type(at.layer)](at, x, *operands)
     return x
 
@@ -172,17 +191,17 @@ def dropout_noise(
     return {at.name: noise.reshape(*batch, *at.in_shape) for at, noise in zip(sites, flat, strict=True)}
 
 
-def _draw(key: Tensor, rule: Init, shape: Shape, fan_in: int) -> Tensor:
+def _draw(key: Tensor, rule: Init, inputs: int, shape: Shape) -> Tensor:
     match rule:
         case Normal(std):
             return random.normal(key, shape) * std
         case HeNormal():
-            return random.normal(key, shape) * math.sqrt(2 / fan_in)
+            return random.normal(key, shape) * math.sqrt(2 / inputs)
         case CenteredHeNormal():
-            drawn = random.normal(key, shape) * math.sqrt(2 / fan_in)
-            return drawn - drawn.flatten(1).mean(1).view(-1, *[1] * (len(shape) - 1))
+            units = (random.normal(key, shape) * math.sqrt(2 / inputs)).view(-1, inputs)
+            return (units - units.mean(1, keepdim=True)).view(shape)
         case FanInUniform():
-            return (random.uniform(key, shape) * 2 - 1) / math.sqrt(fan_in)
+            return (random.uniform(key, shape) * 2 - 1) / math.sqrt(inputs)
         case Constant(value):
             return torch.full(shape, value, device=key.device)
 

@@ -3,6 +3,8 @@
 Each takes one example or a batch, and works under `torch.func` transforms and `torch.compile`.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32
@@ -10,23 +12,35 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from alexnet_func import tape
-from alexnet_func.arch import LRN
 from alexnet_func.checks import check_fraction
+from alexnet_func.layers import LRN, WithinChannelLRN
 
 
 def local_response_norm(x: Float[Tensor, "*n c h w"], layer: LRN) -> Float[Tensor, "*n c h w"]:
     """Local response normalisation across channels, Krizhevsky et al. 2012, section 3.3.
 
-    `y_i = x_i / (k + a * sum_j x_j^2)^beta`, where j runs over the `size` channels around i that exist
+    `y_i = x_i / (k + a * sum_j x_j^2)^beta`, where j runs over the `size` channels around i that exist in its group
     and `a` is alpha ("sum" convention) or alpha / size ("mean"). `F.local_response_norm` agrees on a batch
     to rounding; on one example [C, H, W] it silently normalises over the wrong axis.
     """
+    if layer.groups > 1:
+        by_group = x.unflatten(-3, (layer.groups, -1))
+        return local_response_norm(by_group, replace(layer, groups=1)).flatten(-4, -3)
     channels = x.shape[-3]
     padded = F.pad(x * x, (0, 0, 0, 0, layer.size // 2, (layer.size - 1) // 2))
     total = padded.narrow(-3, 0, channels)
     for offset in range(1, layer.size):
         total = total + padded.narrow(-3, offset, channels)
     alpha = layer.alpha if layer.convention == "sum" else layer.alpha / layer.size
+    return x / (layer.k + alpha * total) ** layer.beta
+
+
+def within_channel_response_norm(x: Float[Tensor, "*n c h w"], layer: WithinChannelLRN) -> Float[Tensor, "*n c h w"]:
+    """Local response normalisation over pixels of the same channel, as `WithinChannelLRN` describes it."""
+    before, after = layer.size // 2, (layer.size - 1) // 2
+    padded = F.pad(x * x, (before, after, before, after))
+    total = F.avg_pool2d(padded, layer.size, stride=1, divisor_override=1)
+    alpha = layer.alpha if layer.convention == "sum" else layer.alpha / layer.size**2
     return x / (layer.k + alpha * total) ** layer.beta
 
 
@@ -38,6 +52,15 @@ def dropout(x: Float[Tensor, "*s"], noise: Float32[Tensor, "*s"], rate: float) -
     """
     check_fraction("dropout rate", rate)
     return (x / (1 - rate)).where(noise < 1 - rate, 0)
+
+
+def classic_dropout(x: Float[Tensor, "*s"], noise: Float32[Tensor, "*s"] | None, rate: float) -> Float[Tensor, "*s"]:
+    """Dropout as the 2012 paper has it, section 4.2: x where `noise < 1 - rate`, else 0; without noise `x (1 - rate)`.
+
+    Raises ValueError for a rate outside [0, 1).
+    """
+    check_fraction("dropout rate", rate)
+    return x * (1 - rate) if noise is None else x.where(noise < 1 - rate, 0)
 
 
 def square_root(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:

@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from alexnet_func import history
+from alexnet_func.arch import get
+
 Dtype = Literal["float64", "float32", "bfloat16"]
 Route = Literal[
     "eager",
@@ -69,11 +72,12 @@ class Problem(NamedTuple):
 
 
 ARCHS = ("alexnet", "alexnet_2012", "caffenet", "alexnet_cifar")
-SIDE = {"alexnet": 224, "alexnet_2012": 224, "caffenet": 227, "alexnet_cifar": 32}
+MUSEUM = tuple(network.name for network in history.NETWORKS)
 
 
 def _square(arch: str, n: int) -> tuple[int, int, int]:
-    return (n, SIDE[arch], SIDE[arch])
+    side = get(arch).image_size
+    return (n, side, side)
 
 
 def problems(device: str = "cpu") -> Iterator[Problem]:
@@ -82,6 +86,7 @@ def problems(device: str = "cpu") -> Iterator[Problem]:
     yield from _oracles() if device == "cpu" else _cuda()
     yield from _transforms()
     yield from _routes()
+    yield from _museum(device)
     yield from _training(device)
     if device == "cpu":
         yield from _differentiated_training()
@@ -158,6 +163,28 @@ def _routes() -> Iterator[Problem]:
     yield Problem(arch, "gradients", "bfloat16", "compiled", "module", "budget", shape, True, False, "channels_last")
     yield Problem(arch, "gradients", "float64", "compiled", "module", "close", shape, True)
     yield Problem(arch, "logits", "float64", "torch.export", "module", "close", shape)
+
+
+def _museum(device: str) -> Iterator[Problem]:
+    """The networks of 2011 and 2012; two of 32x32 and 24x24 pixels, which have most of their layers, are quick."""
+    for arch in MUSEUM:
+        shape, quick = _square(arch, 2), arch in ("cuda_convnet_18", "cuda_convnet_11")
+        for dropout in (False, True) if arch.startswith(("alexnet", "bvlc")) else (False,):
+            yield Problem(arch, "gradients", "float64", "eager", "module", "close", shape, dropout, quick)
+            yield Problem(arch, "gradients", "float32", "eager", "module", "budget", shape, dropout, quick)
+        yield Problem(arch, "per-example gradients", "float32", "layerwise", "module", "budget", shape, quick=quick)
+        if device == "cpu":
+            against: tuple[Against, ...] = ("numpy", "jax")
+            for oracle in against:
+                yield Problem(arch, "gradients", "float64", "eager", oracle, "close", shape, quick=quick)
+            yield Problem(arch, "logits", "float32", "torch.export", "module", "budget", shape, quick=quick)
+            yield Problem(arch, "logits", "float32", "onnxruntime", "module", "budget", shape, quick=quick)
+    for arch in ("alexnet_145", "cuda_convnet_18", "cuda_convnet_11"):
+        shape = _square(arch, 2)
+        yield Problem(
+            arch, "gradients", "float32", "compiled", "module", "budget", shape, memory_format="channels_last"
+        )
+        yield Problem(arch, "gradients", "float32", "fused", "module", "budget", shape, memory_format="channels_last")
 
 
 def _training(device: str) -> Iterator[Problem]:

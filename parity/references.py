@@ -6,6 +6,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from parity import museum
+
 
 class AlexNet2012(nn.Module):
     """Krizhevsky, Sutskever, Hinton 2012; torch divides LRN's alpha by the window, the paper does not: 5 x 1e-4."""
@@ -121,19 +123,20 @@ MODULES: Mapping[str, Callable[[], nn.Module]] = {
     "alexnet_2012": AlexNet2012,
     "caffenet": CaffeNet,
     "alexnet_cifar": AlexNetCifar,
+    **museum.MODULES,
 }
 
 
 class GivenDropout(nn.Module):
-    """`nn.Dropout` in training with a mask [N, ...] that is given instead of drawn."""
+    """Dropout in training with a mask [N, ...] that is given instead of drawn: kept values are divided by `kept`."""
 
-    def __init__(self, rate: float, keep: Tensor) -> None:
+    def __init__(self, kept: float, keep: Tensor) -> None:
         super().__init__()
-        self.rate, self.keep = rate, keep
+        self.kept, self.keep = kept, keep
 
     def forward(self, x: Tensor) -> Tensor:
         """Keeps and scales, or zeroes."""
-        return torch.where(self.keep, x / (1 - self.rate), 0.0)
+        return torch.where(self.keep, x / self.kept, 0.0)
 
 
 def module(arch: str, params: Mapping[str, Tensor], keeps: Mapping[str, Tensor]) -> nn.Module:
@@ -150,8 +153,19 @@ def with_masks(made: nn.Module, keeps: Mapping[str, Tensor]) -> nn.Module:
         section, position = name.split(".")
         layers = made.get_submodule(section)
         before = layers[int(position)]  # type: ignore[index]
-        layers[int(position)] = GivenDropout(before.rate if isinstance(before, GivenDropout) else before.p, keep)  # type: ignore[operator]
+        layers[int(position)] = GivenDropout(_kept_share(before), keep)  # type: ignore[operator]
     return made
+
+
+def _kept_share(dropout: nn.Module) -> float:
+    """What values that are kept are divided by: 1 in the classic convention."""
+    match dropout:
+        case GivenDropout(kept=kept):
+            return kept
+        case nn.Dropout(p=rate):
+            return 1 - rate
+        case _:
+            return 1.0
 
 
 def loss_and_gradients(made: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:

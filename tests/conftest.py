@@ -7,11 +7,27 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import alexnet_func as af
-from alexnet_func.arch import LRN, Arch, Constant, Conv, Dropout, HeNormal, Linear, MaxPool, Normal, ReLU
+from alexnet_func.arch import (
+    LRN,
+    Arch,
+    AvgPool,
+    Constant,
+    Conv,
+    Dropout,
+    HeNormal,
+    Linear,
+    LocallyConnected,
+    MaxPool,
+    Normal,
+    ReLU,
+    Tanh,
+    WithinChannelLRN,
+    ZeroPad,
+)
 
 ARCHS = [af.arch.get(name) for name in ("alexnet", "alexnet_2012", "caffenet", "alexnet_cifar")]
 
-# Every kind of layer, small enough to compile and to difference numerically.
+# Every kind of layer of the four networks, small enough to compile and to difference numerically.
 TINY = Arch(
     name="tiny",
     image_size=15,
@@ -23,6 +39,19 @@ TINY = Arch(
         *(Conv(12, 3, padding=1, groups=2, weight=HeNormal()), ReLU()),
     ),
     classifier=(Dropout(0.3), Linear(16), ReLU(), Dropout(0.5), Linear(None, weight=Normal(0.3))),
+)
+
+# Every kind of layer that the networks of 2011 and 2012 have besides.
+OLD = Arch(
+    name="old",
+    image_size=12,
+    num_classes=4,
+    features=(
+        *(ZeroPad(0, 1), Conv(6, 4, stride=2, weight=HeNormal()), LRN(3, 0.1, 0.75, 2.0, "mean", groups=2), Tanh()),
+        *(WithinChannelLRN(3, 0.2, 0.75, 1.0, "mean"), AvgPool(3, 2, ceil_mode=True)),
+        *(LocallyConnected(5, 2, padding=1, weight=HeNormal()), ReLU(), LocallyConnected(3, 3, stride=2), Tanh()),
+    ),
+    classifier=(Dropout(0.3, "classic"), Linear(6), ReLU(), Dropout(0.5, "classic"), Linear(None, weight=Normal(0.3))),
 )
 
 # A test is right or wrong, however slow the machine is; the whole suite has its limit.

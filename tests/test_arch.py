@@ -19,14 +19,18 @@ from alexnet_func.arch import (
     LRN,
     AdaptiveAvgPool,
     Arch,
+    AvgPool,
     Constant,
     Conv,
     Dropout,
     Linear,
+    LocallyConnected,
     MaxPool,
     Normal,
+    WithinChannelLRN,
+    ZeroPad,
 )
-from tests.conftest import ARCHS, TINY
+from tests.conftest import ARCHS, OLD, TINY
 from tests.test_properties import archs
 
 
@@ -35,7 +39,7 @@ def test_parameter_counts_are_the_published_ones(arch, count):
     assert sum(math.prod(shape) for shape in af.arch.param_shapes(arch).values()) == count
 
 
-@pytest.mark.parametrize("arch", [*ARCHS, TINY], ids=lambda arch: arch.name)
+@pytest.mark.parametrize("arch", [*ARCHS, TINY, OLD, *af.history.NETWORKS], ids=lambda arch: arch.name)
 def test_json_round_trip_keeps_value_and_hash(arch):
     again = Arch.from_json(arch.to_json())
     assert again == arch
@@ -144,12 +148,11 @@ def test_the_papers_feature_maps_are_55_27_13_6():
     assert list(dict.fromkeys(sides)) == [55, 27, 13, 6]
 
 
-def test_a_named_network_is_shown_by_its_name_and_others_by_their_layers():
-    assert [repr(arch) for arch in (ALEXNET, CAFFENET)] == ["ALEXNET", "CAFFENET"]
-    assert str(inspect.signature(af.forward).parameters["arch"]).endswith("= ALEXNET")
+def test_a_network_is_shown_by_its_name_and_printed_with_its_layers():
+    assert str(inspect.signature(af.forward).parameters["arch"]).endswith("= Arch('alexnet', num_classes=1000, ...)")
     other = ALEXNET.replace(num_classes=7)
-    assert repr(other) == str(other)
-    assert eval(str(other), vars(af.arch) | vars(af.layers)) == other
+    assert repr(other) == "Arch('alexnet', num_classes=7, ...)"
+    assert eval(str(other), vars(af.arch)) == other
 
 
 def test_replace_changes_the_last_layer_alone():
@@ -160,7 +163,7 @@ def test_replace_changes_the_last_layer_alone():
 
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 4), st.booleans())
 def test_pooled_sizes_are_torchs(side, kernel, stride, ceil_mode):
-    ours = af.arch._out_shape(ALEXNET, MaxPool(kernel, stride, ceil_mode), (1, side, side))
+    ours = af.structure._out_shape(ALEXNET, MaxPool(kernel, stride, ceil_mode), (1, side, side))
     if ours[1] < 1:
         with pytest.raises(RuntimeError, match="too small"):
             F.max_pool2d(torch.zeros(1, side, side), kernel, stride, ceil_mode=ceil_mode)
@@ -170,7 +173,7 @@ def test_pooled_sizes_are_torchs(side, kernel, stride, ceil_mode):
 
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
 def test_convolved_sizes_are_torchs(side, kernel, stride, padding):
-    ours = af.arch._out_shape(ALEXNET, Conv(2, kernel, stride, padding), (1, side, side))
+    ours = af.structure._out_shape(ALEXNET, Conv(2, kernel, stride, padding), (1, side, side))
     weight = torch.zeros(2, 1, kernel, kernel)
     if ours[1] < 1:
         with pytest.raises(RuntimeError, match="size"):
@@ -190,6 +193,8 @@ def test_malformed_archs_are_refused():
         TINY.replace(classifier=TINY.classifier[:-1])
     with pytest.raises(ValueError, match="2 groups do not divide 3 and 8 channels"):
         TINY.replace(features=(Conv(8, 3, groups=2),))
+    with pytest.raises(ValueError, match="3 groups of LRN do not divide 8 channels"):
+        TINY.replace(features=(Conv(8, 3), LRN(3, 0.1, 0.75, 1.0, "sum", groups=3)))
     with pytest.raises(ValueError, match="num_classes must be a positive integer, got 0"):
         TINY.replace(num_classes=0)
     with pytest.raises(ValueError, match=r"features of tiny may not hold Linear"):
@@ -235,6 +240,23 @@ FIELDS = [
         for n in ("alpha", "beta", "k")
     ),
     (LRN(**LRN_FIELDS), "convention", ["torch", None, 1, ["sum"], torch.ones(2)], '"sum" or "mean"'),
+    (LRN(**LRN_FIELDS), "groups", [0, *NOT_AN_INTEGER], "a positive integer"),
+    (WithinChannelLRN(**LRN_FIELDS), "size", [0, *NOT_AN_INTEGER], "a positive integer"),
+    *(
+        (WithinChannelLRN(**LRN_FIELDS), n, ["a", -1.0, *NOT_A_NUMBER], "a finite non-negative number")
+        for n in ("alpha", "beta", "k")
+    ),
+    (WithinChannelLRN(**LRN_FIELDS), "convention", ["torch", None, 1], '"sum" or "mean"'),
+    *(
+        (LocallyConnected(8, 3), name, [0, -1, *NOT_AN_INTEGER], "a positive integer")
+        for name in ("out_channels", "kernel_size", "stride")
+    ),
+    (LocallyConnected(8, 3), "padding", [-1, *NOT_AN_INTEGER], "a non-negative integer"),
+    *((LocallyConnected(8, 3), name, [None, 0.1, Normal], r"an initialisation .*") for name in ("weight", "bias")),
+    *((AvgPool(3, 2), name, [0, *NOT_AN_INTEGER], "a positive integer") for name in ("kernel_size", "stride")),
+    (AvgPool(3, 2), "ceil_mode", [1, 0, None, "yes"], "a bool"),
+    *((ZeroPad(0, 3), name, [-1, *NOT_AN_INTEGER], "a non-negative integer") for name in ("before", "after")),
+    (Dropout(), "convention", ["torch", None, 1], '"inverted" or "classic"'),
     *((MaxPool(3, 2), name, [0, *NOT_AN_INTEGER], "a positive integer") for name in ("kernel_size", "stride")),
     (MaxPool(3, 2), "ceil_mode", [1, 0, None, "yes", np.bool_(True), torch.tensor(True)], "a bool"),
     (AdaptiveAvgPool(6), "output_size", [0, -1, *NOT_AN_INTEGER], "a positive integer"),
@@ -270,7 +292,7 @@ def test_fields_that_make_no_sense_are_refused_by_name(record, field, value, acc
     assert repr(value) in str(caught.value)
     if not isinstance(value, np.generic | torch.Tensor | type | list | tuple):  # JSON has none, or reads them as tuples
         tree = json.loads(TINY.to_json())
-        encoded = {**af.arch._encode(record), field: af.arch._encode(value)}
+        encoded = {**af.structure._encode(record), field: af.structure._encode(value)}
         text = json.dumps(encoded if kind == "Arch" else {**tree, "features": [encoded]})
         with pytest.raises(ValueError, match=rf"must (be|lie in) {accepted}.*, got |not the JSON of an arch"):
             Arch.from_json(text)
@@ -279,7 +301,7 @@ def test_fields_that_make_no_sense_are_refused_by_name(record, field, value, acc
 @pytest.mark.errors
 def test_every_field_of_every_record_is_tried():
     tried = {(type(record).__name__, field) for record, field, _, _ in FIELDS}
-    assert tried == {(cls.__name__, f.name) for cls in af.arch._RECORDS.values() for f in dataclasses.fields(cls)}
+    assert tried == {(cls.__name__, f.name) for cls in af.structure._RECORDS.values() for f in dataclasses.fields(cls)}
 
 
 @pytest.mark.errors
@@ -289,3 +311,14 @@ def test_a_layer_of_another_kind_than_ours_is_refused():
 
     with pytest.raises(ValueError, match="features of tiny may not hold"):
         TINY.replace(features=(Wide(8, 3),))
+
+
+@pytest.mark.errors
+def test_an_image_of_another_size_than_a_locally_connected_layer_has_weights_for_is_refused():
+    local = LocallyConnected(4, 3)
+    for pooled in (None, 1):
+        arch = TINY.replace(features=(Conv(4, 3), local, Conv(2, 3)), pooled_size=pooled)
+        with pytest.raises(ValueError, match=r"15x15, got 17x15: its locally connected layer has weights for .*13, 11"):
+            af.arch.place(arch, (3, 17, 15))
+        with pytest.raises(ValueError, match=r"15x15, got 2x2: its locally connected layer has weights for"):
+            af.arch.place(arch, (3, 2, 2))

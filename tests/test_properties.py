@@ -10,7 +10,22 @@ from hypothesis import strategies as st
 from torch.func import grad, jvp, vjp, vmap
 
 import alexnet_func as af
-from alexnet_func.arch import LRN, Arch, Conv, Dropout, HeNormal, Linear, MaxPool, Normal, ReLU, Tanh
+from alexnet_func.arch import (
+    LRN,
+    Arch,
+    AvgPool,
+    Conv,
+    Dropout,
+    HeNormal,
+    Linear,
+    LocallyConnected,
+    MaxPool,
+    Normal,
+    ReLU,
+    Tanh,
+    WithinChannelLRN,
+    ZeroPad,
+)
 from parity import criteria, inputs, ours, references
 from parity.oracles import by_numpy
 
@@ -23,15 +38,22 @@ def archs(draw):
         groups = draw(st.sampled_from([g for g in (1, 2) if channels % g == 0]))
         channels = groups * draw(st.integers(1, 3))
         kernel, stride, padding = draw(st.integers(1, 4)), draw(st.integers(1, 2)), draw(st.integers(0, 2))
-        features += [
-            Conv(channels, kernel, stride, padding, groups, weight=HeNormal()),
-            draw(st.sampled_from([ReLU(), Tanh()])),
-        ]
         if draw(st.booleans()):
-            features.append(LRN(draw(st.integers(1, 5)), 0.1, 0.75, 1.0, draw(st.sampled_from(["sum", "mean"]))))
+            features.append(ZeroPad(draw(st.integers(0, 2)), draw(st.integers(0, 2))))
+        if draw(st.integers(0, 3)) == 0:
+            features.append(LocallyConnected(channels, kernel, stride, padding, weight=HeNormal()))
+        else:
+            features.append(Conv(channels, kernel, stride, padding, groups, weight=HeNormal()))
+        features.append(draw(st.sampled_from([ReLU(), Tanh()])))
+        convention, size = draw(st.sampled_from(["sum", "mean"])), draw(st.integers(1, 5))
+        of_kinds = [LRN(size, 0.1, 0.75, 1.0, convention, groups), WithinChannelLRN(size, 0.1, 0.75, 1.0, convention)]
         if draw(st.booleans()):
-            features.append(MaxPool(draw(st.integers(2, 3)), draw(st.integers(1, 2)), draw(st.booleans())))
-    hidden = [Dropout(draw(st.sampled_from([0.0, 0.3, 0.5]))), Linear(draw(st.integers(1, 6))), ReLU()]
+            features.append(draw(st.sampled_from(of_kinds)))
+        if draw(st.booleans()):
+            pool = draw(st.sampled_from([MaxPool, AvgPool]))
+            features.append(pool(draw(st.integers(2, 3)), draw(st.integers(1, 2)), draw(st.booleans())))
+    convention = draw(st.sampled_from(["inverted", "classic"]))
+    hidden = [Dropout(draw(st.sampled_from([0.0, 0.3, 0.5])), convention), Linear(draw(st.integers(1, 6))), ReLU()]
     try:
         return Arch(
             name="random",

@@ -9,7 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from alexnet_func.arch import LRN, Arch, Conv, Dropout, Linear, MaxPool, ReLU, Tanh
+from alexnet_func.arch import (
+    LRN,
+    Arch,
+    AvgPool,
+    Conv,
+    Dropout,
+    Linear,
+    LocallyConnected,
+    MaxPool,
+    ReLU,
+    Tanh,
+    WithinChannelLRN,
+    ZeroPad,
+)
 from parity.inputs import MOMENTUM
 
 Arrays = Mapping[str, np.ndarray]
@@ -146,6 +159,18 @@ def _layer(name: str, layer: Any, x: jax.Array, params: Mapping[str, jax.Array],
                 x, params[f"{name}.weight"], strides, margins, feature_group_count=layer.groups
             )
             return out + params[f"{name}.bias"][:, None, None]
+        case LocallyConnected():
+            k = layer.kernel_size
+            margins = [(layer.padding, layer.padding)] * 2
+            kernels = params[
+                f"{name}.weight"
+            ]  # [rows, columns, O, C, k, k], which JAX takes as [O, C k k, rows, columns]
+            by_patch = kernels.reshape(*kernels.shape[:3], -1).transpose(2, 3, 0, 1)
+            dims = ("NCHW", "OIHW", "NCHW")
+            out = lax.conv_general_dilated_local(
+                x, by_patch, (layer.stride,) * 2, margins, (k, k), dimension_numbers=dims
+            )
+            return out + params[f"{name}.bias"]
         case Linear():
             return x @ params[f"{name}.weight"].T + params[f"{name}.bias"]
         case ReLU():
@@ -156,16 +181,30 @@ def _layer(name: str, layer: Any, x: jax.Array, params: Mapping[str, jax.Array],
             alpha = layer.alpha if layer.convention == "sum" else layer.alpha / layer.size
             around = (layer.size // 2, (layer.size - 1) // 2)
             pads = [(0, 0), around, (0, 0), (0, 0)]
-            total = lax.reduce_window(x**2, 0.0, lax.add, (1, layer.size, 1, 1), (1, 1, 1, 1), pads)
+            towers = [
+                lax.reduce_window(tower**2, 0.0, lax.add, (1, layer.size, 1, 1), (1, 1, 1, 1), pads)
+                for tower in jnp.split(x, layer.groups, 1)
+            ]
+            return x / (layer.k + alpha * jnp.concatenate(towers, 1)) ** layer.beta
+        case WithinChannelLRN():
+            alpha = layer.alpha if layer.convention == "sum" else layer.alpha / layer.size**2
+            around = (layer.size // 2, (layer.size - 1) // 2)
+            window = (1, 1, layer.size, layer.size)
+            total = lax.reduce_window(x**2, 0.0, lax.add, window, (1, 1, 1, 1), [(0, 0), (0, 0), around, around])
             return x / (layer.k + alpha * total) ** layer.beta
-        case MaxPool():
+        case MaxPool() | AvgPool():
             k, stride = layer.kernel_size, layer.stride
             pads = [(0, _overhang(side, k, stride) if layer.ceil_mode else 0) for side in x.shape[2:]]
-            return lax.reduce_window(
-                x, -jnp.inf, lax.max, (1, 1, k, k), (1, 1, stride, stride), [(0, 0), (0, 0), *pads]
-            )
+            windows = ((1, 1, k, k), (1, 1, stride, stride), [(0, 0), (0, 0), *pads])
+            if isinstance(layer, MaxPool):
+                return lax.reduce_window(x, -jnp.inf, lax.max, *windows)
+            return lax.reduce_window(x, 0.0, lax.add, *windows) / lax.reduce_window(x * 0 + 1, 0.0, lax.add, *windows)
+        case ZeroPad():
+            return jnp.pad(x, ((0, 0), (0, 0), *[(layer.before, layer.after)] * 2))
         case Dropout():
             kept = keep(name, layer.rate, x.shape)
+            if layer.convention == "classic":
+                return x * (1 - layer.rate) if kept is None else jnp.where(kept, x, 0)
             return x if kept is None else jnp.where(kept, x / (1 - layer.rate), 0)
     raise TypeError(f"no JAX rule for {layer}")
 

@@ -10,7 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from alexnet_func.arch import LRN, Arch, Conv, Dropout, Linear, MaxPool, ReLU, Tanh
+from alexnet_func.arch import (
+    LRN,
+    Arch,
+    AvgPool,
+    Conv,
+    Dropout,
+    Linear,
+    LocallyConnected,
+    MaxPool,
+    ReLU,
+    Tanh,
+    WithinChannelLRN,
+    ZeroPad,
+)
 
 Array = np.ndarray
 Backward = Callable[[Array], tuple[Array, ...]]
@@ -59,6 +72,8 @@ def _layer(
     match layer:
         case Conv():
             return apply(name, _convolution(layer, x, params[f"{name}.weight"], params[f"{name}.bias"]))
+        case LocallyConnected():
+            return apply(name, _local(layer, x, params[f"{name}.weight"], params[f"{name}.bias"]))
         case Linear():
             return apply(name, _linear(x, params[f"{name}.weight"], params[f"{name}.bias"]))
         case ReLU():
@@ -67,13 +82,19 @@ def _layer(
             return apply(name, (np.tanh(x), lambda g: (g * (1 - np.tanh(x) ** 2),)))
         case LRN():
             return apply(name, _response_norm(layer, x))
+        case WithinChannelLRN():
+            return apply(name, _within_channel_norm(layer, x))
         case MaxPool():
             return apply(name, _max_pool(layer, x))
-        case Dropout() if name in keeps:
-            factor = keeps[name] / (1 - layer.rate)
-            return apply(name, (x * factor, lambda g: (g * factor,)))
+        case AvgPool():
+            return apply(name, _average_pool(layer, x))
+        case ZeroPad(before, after):
+            inner = slice(before, before + x.shape[2]), slice(before, before + x.shape[3])
+            margins = (before, after)
+            return apply(name, (np.pad(x, ((0, 0), (0, 0), margins, margins)), lambda g: (g[:, :, *inner],)))
         case Dropout():
-            return x
+            factor = _dropout_factor(layer, keeps.get(name))
+            return apply(name, (x * factor, lambda g: (g * factor,)))
     raise TypeError(f"no NumPy rule for {layer}")
 
 
@@ -110,19 +131,69 @@ def _linear(x: Array, weight: Array, bias: Array) -> tuple[Array, Backward]:
     return x @ weight.T + bias, lambda g: (g @ weight, g.T @ x, g.sum(0))
 
 
+def _local(layer: LocallyConnected, x: Array, weight: Array, bias: Array) -> tuple[Array, Backward]:
+    """One position after the other."""
+    k, stride, pad = layer.kernel_size, layer.stride, layer.padding
+    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    rows, columns = weight.shape[:2]
+    sites = [
+        (r, c, np.s_[:, :, r * stride : r * stride + k, c * stride : c * stride + k])
+        for r in range(rows)
+        for c in range(columns)
+    ]
+    out = np.empty((len(x), *bias.shape))
+    for r, c, window in sites:
+        out[:, :, r, c] = np.einsum("nchw,ochw->no", padded[window], weight[r, c]) + bias[:, r, c]
+
+    def backward(g: Array) -> tuple[Array, ...]:
+        total, kernels = np.zeros_like(padded), np.empty_like(weight)
+        for r, c, window in sites:
+            total[window] += np.einsum("no,ochw->nchw", g[:, :, r, c], weight[r, c])
+            kernels[r, c] = np.einsum("no,nchw->ochw", g[:, :, r, c], padded[window])
+        return total[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]], kernels, g.sum(0)
+
+    return out, backward
+
+
+def _dropout_factor(layer: Dropout, keep: Array | None) -> Array | float:
+    kept = 1 - layer.rate
+    if layer.convention == "classic":
+        return kept if keep is None else keep
+    return 1.0 if keep is None else keep / kept
+
+
 def _response_norm(layer: LRN, x: Array) -> tuple[Array, Backward]:
     alpha = layer.alpha if layer.convention == "sum" else layer.alpha / layer.size
     before, after = layer.size // 2, (layer.size - 1) // 2
 
     def window_sum(values: Array, left: int, right: int) -> Array:
-        padded = np.pad(values, ((0, 0), (left, right), (0, 0), (0, 0)))
-        return sliding_window_view(padded, left + right + 1, 1).sum(-1)
+        groups = np.split(values, layer.groups, 1)
+        padded = [np.pad(group, ((0, 0), (left, right), (0, 0), (0, 0))) for group in groups]
+        return np.concatenate([sliding_window_view(p, left + right + 1, 1).sum(-1) for p in padded], 1)
 
-    scale = layer.k + alpha * window_sum(x**2, before, after)
+    return _normalized(layer, alpha, x, lambda v: window_sum(v, before, after), lambda v: window_sum(v, after, before))
+
+
+def _within_channel_norm(layer: WithinChannelLRN, x: Array) -> tuple[Array, Backward]:
+    alpha = layer.alpha if layer.convention == "sum" else layer.alpha / layer.size**2
+    before, after = layer.size // 2, (layer.size - 1) // 2
+
+    def window_sum(values: Array, left: int, right: int) -> Array:
+        padded = np.pad(values, ((0, 0), (0, 0), (left, right), (left, right)))
+        return sliding_window_view(padded, (left + right + 1,) * 2, (2, 3)).sum((-2, -1))
+
+    return _normalized(layer, alpha, x, lambda v: window_sum(v, before, after), lambda v: window_sum(v, after, before))
+
+
+def _normalized(
+    layer: LRN | WithinChannelLRN, alpha: float, x: Array, total: Callable[[Array], Array], mirrored: Any
+) -> tuple[Array, Backward]:
+    """`x / (k + alpha * total(x^2))^beta`; `mirrored` sums over those whose windows hold a value."""
+    scale = layer.k + alpha * total(x**2)
     out = x * scale**-layer.beta
 
     def backward(g: Array) -> tuple[Array, ...]:
-        through_scale = window_sum(g * x * scale ** (-layer.beta - 1), after, before)
+        through_scale = mirrored(g * x * scale ** (-layer.beta - 1))
         return (g * scale**-layer.beta - 2 * alpha * layer.beta * x * through_scale,)
 
     return out, backward
@@ -144,6 +215,27 @@ def _max_pool(layer: MaxPool, x: Array) -> tuple[Array, Backward]:
         return (total[:, :, : x.shape[2], : x.shape[3]],)
 
     return np.take_along_axis(flat, best[..., None], -1)[..., 0], backward
+
+
+def _average_pool(layer: AvgPool, x: Array) -> tuple[Array, Backward]:
+    k, stride = layer.kernel_size, layer.stride
+    rows, columns = (_pooled_side(side, k, stride, layer.ceil_mode) for side in x.shape[2:])
+    windows = [
+        (r, c, np.s_[:, :, r * stride : r * stride + k, c * stride : c * stride + k])
+        for r in range(rows)
+        for c in range(columns)
+    ]
+    out = np.empty((*x.shape[:2], rows, columns))
+    for r, c, window in windows:
+        out[:, :, r, c] = x[window].mean((2, 3))
+
+    def backward(g: Array) -> tuple[Array, ...]:
+        total = np.zeros_like(x)
+        for r, c, window in windows:
+            total[window] += g[:, :, r, c, None, None] / total[window][0, 0].size
+        return (total,)
+
+    return out, backward
 
 
 def _pooled_side(side: int, kernel: int, stride: int, ceil_mode: bool) -> int:
