@@ -54,7 +54,10 @@ APART = {
         *("rank", "world_size", "share", "evaluate", "broadcast", "first_rank_first", "joined"),
         *("summed", "example_keys"),
     },
-    "optim": {"check_optimizer", "constant", "step_decay", "warmup_linear", "warmup_cosine", "partition"},
+    "optim": {
+        *("check_optimizer", "partition"),
+        *("constant", "step_decay", "piecewise_constant", "warmup_linear", "warmup_cosine"),
+    },
     "random": {"check_key", "threefry2x32", "as_shape", "draw", "generate", "split_each"},
 }
 

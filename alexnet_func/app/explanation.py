@@ -12,7 +12,6 @@ from alexnet_func.app import score, tables
 from alexnet_func.app.models import Model
 from alexnet_func.app.progress import Show
 from alexnet_func.data import augment, preprocess, sources
-from alexnet_func.data.preprocess import Moments
 from alexnet_func.data.records import Dataset
 from alexnet_func.data.sources import Reading, Source
 from alexnet_func.losses import Batch
@@ -130,7 +129,7 @@ def _scores(
     key, last = random.key(0, device), sources_of[0]
 
     def middle(source: Model) -> Tensor:
-        return preprocess.middle(asked.to(device), source.arch, Moments(source.mean, source.std))
+        return preprocess.middle(asked.to(device), source.arch, source.moments)
 
     with torch.no_grad():
         predicted = score.finite(model.forward(last.params, middle(last), arch=last.arch)).argmax(-1)
@@ -155,11 +154,10 @@ def _features(
     images: Source, source: Model, views: int | None, key: random.Key, show: Show
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of every training image that can be read its index, its label, and its gradient, projected."""
-    moments = Moments(source.mean, source.std)
     batch = _BATCH if views is None else max(1, _BATCH // views)
     orders = list(torch.arange(len(images.labels)).split(batch))
     if views is None:
-        batches = preprocess.indexed_batches(images, orders, source.arch, moments)
+        batches = preprocess.indexed_batches(images, orders, source.arch, source.moments)
     else:
         batches = _viewed(images, orders, source, views)
     found = [
@@ -173,9 +171,10 @@ def _features(
 
 def _viewed(images: Source, orders: Sequence[Tensor], source: Model, views: int) -> Iterator[tuple[Tensor, Batch]]:
     assert source.augmentation is not None
-    components = augment.rgb_components(preprocess.sample(images)) if source.augmentation == "paper" else None
-    moments = Moments(source.mean, source.std)
-    prepare = preprocess.preparation(source.augmentation, source.arch.image_size, moments, components)
+    components = (
+        augment.rgb_components(preprocess.sample(images)) if source.augmentation in preprocess.COLOURED else None
+    )
+    prepare = preprocess.preparation(source.augmentation, source.arch.image_size, source.moments, components)
     key = random.key(1, images.labels.device)  # not that of the projection
     for index, pixels in images.fetch(orders):
         if len(index):

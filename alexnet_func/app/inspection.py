@@ -13,7 +13,6 @@ from alexnet_func.app import score, tables
 from alexnet_func.app.models import Model
 from alexnet_func.app.progress import Show
 from alexnet_func.data import preprocess, sources
-from alexnet_func.data.preprocess import Moments
 from alexnet_func.data.records import Dataset
 from alexnet_func.data.sources import Reading, Source
 
@@ -54,9 +53,8 @@ def inspect(
     tables.check_ours(out / "inspect.csv", _COLUMNS)
     split = preprocess.limited(dataset.train, limit)
     images = sources.open_split(split, preprocess.stored_side(source.arch), reading, "train")
-    moments = Moments(source.mean, source.std)
-    found = _find(images, source, moments)
-    scale = _noise_scale(images, source, moments)
+    found = _find(images, source)
+    scale = _noise_scale(images, source)
 
     out.mkdir(parents=True, exist_ok=True)
     order = found.norm.argsort(descending=True)
@@ -80,12 +78,12 @@ def inspect(
     show.line(f"wrote {out / 'inspect.png'} and {out / 'inspect.csv'}")
 
 
-def _find(images: Source, source: Model, moments: Moments) -> Findings:
+def _find(images: Source, source: Model) -> Findings:
     parts: list[tuple[Tensor, ...]] = []
     squares: list[Tensor] = []
     layers: list[str] = []
     orders = torch.arange(len(images.labels)).split(_BATCH)
-    for index, (x, y) in preprocess.indexed_batches(images, orders, source.arch, moments):
+    for index, (x, y) in preprocess.indexed_batches(images, orders, source.arch, source.moments):
         (examples,) = per_sample.examples(source.params, (x, y), arch=source.arch)
         by_name = examples.squares()
         layers = list(dict.fromkeys(name.rpartition(".")[0] for name in by_name))
@@ -101,9 +99,9 @@ def _find(images: Source, source: Model, moments: Moments) -> Findings:
     return Findings(indices, label, predicted, loss, total.sqrt(), dict(zip(layers, shares.tolist(), strict=True)))
 
 
-def _noise_scale(images: Source, source: Model, moments: Moments) -> str:
+def _noise_scale(images: Source, source: Model) -> str:
     orders = preprocess.shuffle(len(images.labels))[:_FOR_NOISE_SCALE].split(_BATCH)
-    parts = [batch for _, batch in preprocess.indexed_batches(images, orders, source.arch, moments)]
+    parts = [batch for _, batch in preprocess.indexed_batches(images, orders, source.arch, source.moments)]
     x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     if len(y) < 3:
         return "gradient noise scale: needs at least three images"

@@ -10,8 +10,9 @@ import torch
 from alexnet_func import arch, checkpoint, interop, tensorfile, weights
 from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.checks import check_named_tensors
+from alexnet_func.data import preprocess
 from alexnet_func.data.images import Orientation
-from alexnet_func.data.preprocess import Augmentation
+from alexnet_func.data.preprocess import Augmentation, Moments
 from alexnet_func.model import Params, param_shapes
 from alexnet_func.train import TrainState
 
@@ -20,12 +21,11 @@ KEPT = "epoch-{}.safetensors"  # of an epoch, with six digits, that `--keep-ever
 
 
 class Model(NamedTuple):
-    """What evaluation and prediction need of a trained network; mean and std are a channel, on 0..1."""
+    """What evaluation and prediction need of a trained network."""
 
     arch: Arch
     params: Params
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    moments: Moments
     classes: tuple[str, ...] | None
     note: str = ""  # what was read, where that is not plain
     orientation: Orientation = "exif"  # how it was trained, as are `holdout` and `augmentation`
@@ -52,7 +52,7 @@ def load_model(source: str, device: torch.device) -> Model:
     params = {name: p.to(device, torch.float32) for name, p in model.params.items()}
     if bad := [name for name, p in params.items() if not p.isfinite().all()]:
         raise ValueError(f"{source} holds values that are not finite, in {', '.join(bad)}")
-    return model._replace(params=params)
+    return model._replace(params=params, moments=model.moments.to(device))
 
 
 def named(name: str) -> Arch:
@@ -86,7 +86,8 @@ def _bare(source: str) -> Model:
         params, note = weights.read(source)
     network = ALEXNET.replace(num_classes=len(params["classifier.6.bias"]))
     names = _imagenet_names(network.num_classes)
-    return Model(network, params, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), names, note)
+    moments = Moments((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return Model(network, params, moments, names, note)
 
 
 def run_of(path: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,8 +122,13 @@ def described(path: Path, params: Params, config: Mapping[str, Any]) -> Model:
     )
     accepted = (None, *get_args(Augmentation))
     augmentation = _field(path, {"augmentation": None, **config}, "augmentation", accepted.__contains__, "a known one")
-    moments = (tuple(mean), tuple(std))
-    return Model(network, params, *moments, tuple(classes), "", orientation, holdout, augmentation)
+    side, encoded = network.image_size, config.get("mean_image")
+    try:
+        image = None if encoded is None else preprocess.decoded_image(encoded, (channels, side, side))
+    except ValueError as error:
+        raise ValueError(f"{path} is no checkpoint of alexnet train: mean_image {error}") from error
+    moments = Moments(tuple(mean), tuple(std), image)
+    return Model(network, params, moments, tuple(classes), "", orientation, holdout, augmentation)
 
 
 def number(path: Path, config: Mapping[str, Any], name: str) -> float:

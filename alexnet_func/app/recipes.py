@@ -1,16 +1,12 @@
 """How each kind of data is trained, as data."""
 
 import math
-import re
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-import torch
 import tyro
 
-from alexnet_func import optim
-from alexnet_func.data.preprocess import Augmentation
-from alexnet_func.train import Precision
+from alexnet_func.data.preprocess import COLOURED, Augmentation, Normalization
 
 OptimizerName = Literal["sgd", "adamw", "muon"]
 
@@ -22,6 +18,19 @@ def check_range(name: str, value: int | float | None, least: int | float, most: 
         raise ValueError(f"{option} must be at least {least}, got {value}")
     if value is not None and not (value <= most and math.isfinite(value)):
         raise ValueError(f"{option} must be {'finite' if most == math.inf else f'at most {most}'}, got {value}")
+
+
+class Group(NamedTuple):
+    """Parameters of names that a pattern matches, as in 'features.0.*', and how they are trained apart from the rest.
+
+    Their rate is that of the run times `rate`, and from each of the `drops`, a share of the run, times its scale too;
+    their decay is the run's times `decay`.
+    """
+
+    pattern: str
+    rate: float = 1.0
+    decay: float = 1.0
+    drops: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,13 @@ class Recipe:
     augmentation: Augmentation
     """none: the middle of each image; shift: by up to an eighth of the side; shift-flip: and mirroring; crop-flip: a
     random crop of a larger image, and mirroring; resized-flip: a crop of random size and shape; paper: crop, flip and
-    colour noise."""
+    colour noise; source: the same as the source code of 2012 has it, where 32 images share a crop."""
+    normalization: Normalization = "moments"
+    """moments: channels less their mean, over their deviation; mean-image: pixels of 0..255 less those of the mean
+    image, as cuda-convnet."""
     form: tyro.conf.Suppress[Literal["torch", "paper"]] = "torch"
+    groups: tyro.conf.Suppress[tuple[Group, ...]] = ()
+    noise_share: tyro.conf.Suppress[float | None] = None
     optimizer: OptimizerName = "sgd"
     """SGD with momentum, or AdamW, which wants a much smaller rate and a larger decay; muon: orthogonalised momentum
     for all convolutions but the first, AdamW at a twentieth of the rate for the rest."""
@@ -79,6 +93,8 @@ class Recipe:
             raise ValueError(f"--momentum must lie in [0, 1), got {self.momentum}")
         if self.form == "paper" and self.optimizer != "sgd":
             raise ValueError(f"the paper's recipe is one of SGD: it does not go with {self.optimizer}")
+        if self.groups and self.freeze:
+            raise ValueError("--freeze does not go with a recipe that trains groups of layers each at its own rate")
         check_range("views", self.views, 1, 1024)
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"--ema must lie in [0, 1), got {self.ema}")
@@ -95,8 +111,10 @@ class Recipe:
         for name in ("dp_delta", "dp_quantile", "dp_audit"):
             if self.dp_epsilon is None and getattr(self, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')} needs --dp-epsilon: how much may be spent?")
-        if self.dp_epsilon is not None and self.augmentation == "paper":
+        if self.dp_epsilon is not None and self.augmentation in COLOURED:
             raise ValueError("--dp-epsilon does not go with the paper's colour noise, which follows from all images")
+        if self.dp_epsilon is not None and self.normalization == "mean-image":
+            raise ValueError("--dp-epsilon does not go with the mean image, which follows from all images")
 
 
 DIGITS = Recipe("alexnet_cifar", 15, 32, 0.02, 0.9, 5e-4, "cosine", "shift")
@@ -106,53 +124,82 @@ PHOTOGRAPHS = Recipe("alexnet", 90, 128, 0.01, 0.9, 5e-4, "cosine", "crop-flip")
 # Krizhevsky et al. 2012, section 5, with the rate divided by ten three times over 90 epochs, at even distances.
 PAPER = Recipe("alexnet_2012", 90, 128, 0.01, 0.9, 5e-4, "step", "paper", form="paper")
 
-_INNER_KERNEL = re.compile(r"features\.[1-9]\d*\.weight")
+# Net 145 as its parameter file logs the run of 2012 (`layer-params-145.cfg`): 91 epochs; rates divided by ten at 25 and
+# 51, and at 79 but for conv1, which is slowed at 67, when colour noise ends too, and stopped at 72. Biases: 0.02
+# throughout, and no decay.
+_CONV1_145 = ((25 / 91, 0.1), (51 / 91, 0.1), (67 / 91, 0.1), (72 / 91, 0.0))
+SOURCE_145 = Recipe(
+    *("alexnet_145", 91, 128, 0.01, 0.9, 5e-4, "constant", "source", "mean-image", "paper"),
+    groups=(
+        Group("features.1.weight", drops=_CONV1_145),
+        Group("features.1.bias", rate=2.0, decay=0.0, drops=((72 / 91, 0.0),)),
+        Group("*.bias", rate=2.0, decay=0.0),
+        Group("*.weight", drops=((25 / 91, 0.1), (51 / 91, 0.1), (79 / 91, 0.1))),
+    ),
+    noise_share=67 / 91,
+)
+
+# Caffe's bvlc_alexnet (solver.prototxt): 450,000 steps of 256 images, which are 90 epochs of ImageNet; divided by ten
+# every 100,000; biases at twice the rate and without decay (train_val.prototxt).
+_CAFFE_DROPS = tuple((100 * i / 450, 0.1) for i in range(1, 5))
+CAFFE = Recipe(
+    *("bvlc_alexnet", 90, 256, 0.01, 0.9, 5e-4, "constant", "crop-flip", "mean-image", "paper"),
+    groups=(Group("*.bias", rate=2.0, decay=0.0, drops=_CAFFE_DROPS), Group("*.weight", drops=_CAFFE_DROPS)),
+)
+
+
+def _cuda_convnet(network: str, fall: tuple[int, ...], decays: dict[str, float], *, crops: bool = False) -> Recipe:
+    """A parameter file of cuda-convnet: the rate falls tenfold after each of so many epochs but the last.
+
+    Decays are those of weights by layers, as multiples of 0.004.
+    """
+    total = sum(fall)
+    drops = tuple((sum(fall[: i + 1]) / total, 0.1) for i in range(len(fall) - 1))
+    groups = (Group(f"{layers}.weight", decay=decay, drops=drops) for layers, decay in decays.items())
+    augmentation: Augmentation = "crop-flip" if crops else "none"
+    how = ("constant", augmentation, "mean-image", "paper")
+    bias = Group("*.bias", rate=2.0, decay=0.0)
+    return Recipe(f"cuda_convnet_{network}", total, 128, 0.001, 0.9, 0.004, *how, groups=(bias, *groups))  # type: ignore[arg-type]
+
+
+# `layer-params-*.cfg` of cuda-convnet. Biases keep their rate of 0.002. The two last are trained on four fifths of the
+# images until their error rests, then on all: here on all from the start, for as many steps.
+CUDA_CONVNET = {
+    "26": _cuda_convnet("26", (8, 2), {"features.*": 1.0, "classifier.*": 7.5}),
+    "19": _cuda_convnet("19", (120, 10, 10), {"features.*": 1.0, "classifier.*": 750.0}),
+    "18": _cuda_convnet("18", (120, 10, 10), {"features.*": 1.0, "classifier.*": 250.0}),
+    "13": _cuda_convnet(
+        "13", (120, 10, 10), {"features.[03]": 0.0, "features.*": 1.0, "classifier.*": 1.0}, crops=True
+    ),
+    "11": _cuda_convnet(
+        "11", (430, 10, 10), {"features.[04]": 0.0, "features.*": 1.0, "classifier.*": 2.5}, crops=True
+    ),
+}
+
+Name = Literal[
+    "paper",
+    "145",
+    "caffe",
+    "cuda_convnet_26",
+    "cuda_convnet_19",
+    "cuda_convnet_18",
+    "cuda_convnet_13",
+    "cuda_convnet_11",
+]
+BY_NAME: dict[str, Recipe] = {
+    "paper": PAPER,
+    "145": SOURCE_145,
+    "caffe": CAFFE,
+    **{f"cuda_convnet_{name}": recipe for name, recipe in CUDA_CONVNET.items()},
+}
 
 BY_DATA = {"digits": DIGITS, "cifar10": CIFAR, "cifar100": CIFAR, "imagenet": PHOTOGRAPHS}
 
 
-def optimizer(recipe: Recipe, steps_per_epoch: int, precision: Precision = "float32") -> optim.Optimizer:
-    """The recipe's optimiser; the momentum is also AdamW's b1. With `precision` "bf16" Muon multiplies in bfloat16.
-
-    "cosine" and "linear" warm up for a tenth of the run, at most one epoch.
-    """
-    decay = recipe.weight_decay
-    match recipe.optimizer:
-        case "sgd":
-            return optim.sgd(_schedule(recipe, recipe.lr, steps_per_epoch), recipe.momentum, decay, form=recipe.form)
-        case "adamw":
-            rate = _schedule(recipe, recipe.lr, steps_per_epoch)
-            return optim.adamw(rate, b1=recipe.momentum, weight_decay=decay)
-        case "muon":
-            dtype = torch.bfloat16 if precision == "bf16" else None
-            rates = [_schedule(recipe, lr, steps_per_epoch) for lr in (recipe.lr, recipe.lr / 20)]
-            return optim.partition(
-                lambda name: "muon" if _INNER_KERNEL.fullmatch(name) else "adamw",
-                {
-                    "muon": optim.muon(rates[0], recipe.momentum, decay, dtype=dtype),
-                    "adamw": optim.adamw(rates[1], b1=recipe.momentum, weight_decay=decay),
-                },
-            )
-
-
-def _schedule(recipe: Recipe, peak: float, steps_per_epoch: int) -> optim.Schedule:
-    total = steps_per_epoch * recipe.epochs + 1
-    warmup = min(steps_per_epoch, max(1, total // 10))
-    match recipe.schedule:
-        case "constant":
-            return optim.constant(peak)
-        case "cosine":
-            return optim.warmup_cosine(peak, warmup, total)
-        case "linear":
-            return optim.warmup_linear(peak, warmup, total)
-        case "step":
-            return optim.step_decay(peak, tuple(total * i // 4 for i in (1, 2, 3)))
-
-
 def by_data(data: str, name: str | None = None, arch: str | None = None) -> Recipe:
     """The named recipe, or the one for that data. A folder holds photographs unless `arch` is for small images."""
-    if name == "paper":
-        return PAPER
+    if name is not None:
+        return BY_NAME[name]
     return BY_DATA.get(data, CIFAR if arch == "alexnet_cifar" else PHOTOGRAPHS)
 
 

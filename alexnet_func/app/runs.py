@@ -150,7 +150,7 @@ def _check_same(out: Path, before: Mapping[str, Any], config: Mapping[str, Any])
     names -= MAY_CHANGE
     told = []
     if "contents" in names:  # from which the statistics follow
-        names -= {"contents", "mean", "std"}
+        names -= {"contents", "mean", "std", "mean_image"}
         pairs = zip(("training", "test"), before.get("contents") or "--", config["contents"], strict=False)
         told += [f"other {split} images" for split, one, other in pairs if one != other]
     told += [f"{name} {_brief(name, before.get(name))} -> {_brief(name, config.get(name))}" for name in sorted(names)]

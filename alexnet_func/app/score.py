@@ -108,7 +108,7 @@ def predict(
 def _likeliest(source: Model, image: UInt8[Tensor, "3 side side"]) -> list[tuple[float, str]]:
     """The five likeliest classes, by falling probability."""
     names = source.classes or tuple(f"class {i}" for i in range(source.arch.num_classes))
-    x = preprocess.middle(image, source.arch, preprocess.Moments(source.mean, source.std))
+    x = preprocess.middle(image, source.arch, source.moments)
     with torch.no_grad():
         best = finite(model.forward(source.params, x, arch=source.arch)).softmax(-1).topk(min(5, len(names)))
     return [(p, names[index]) for p, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
@@ -169,7 +169,7 @@ def _views(test: Source, source: Model, ten_crop: bool) -> Iterator[tuple[Tensor
             crops = augment.ten_crop(pixels, size)
         else:  # five times the same crop, and its mirror image
             crops = torch.stack([pixels, pixels.flip(-1)], 1)
-        yield augment.normalize(augment.to_float(crops), source.mean, source.std), test.labels[index]
+        yield source.moments.normalized(augment.to_float(crops)), test.labels[index]
 
 
 def _table(confusion: Tensor, classes: tuple[str, ...], show: Show) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alexnet_func import arch, model, optim, parallel, random, train
-from alexnet_func.app import models, options, private, runs, steps
+from alexnet_func.app import models, optimizers, options, private, runs, steps
 from alexnet_func.app.options import Run
 from alexnet_func.app.progress import Show
 from alexnet_func.app.recipes import Recipe
@@ -57,8 +57,9 @@ def prepared(run: Run, recipe: Recipe, device: torch.device, show: Show) -> Job:
         raise ValueError(f"--batch-size {recipe.batch_size} is larger than the {len(images.labels)} training images")
     plan = private.planned(recipe, len(images.labels))
     secrets = None if plan is None else private.secret(_directory(run), _goes_on(run), device)
-    moments, components = _statistics(images, recipe, plan)
-    prepare = preprocess.preparation(recipe.augmentation, network.image_size, moments, components)
+    moments, components = _statistics(images, recipe, plan, network.image_size)
+    noise_until = optimizers.noise_until(recipe, per_epoch)
+    prepare = preprocess.preparation(recipe.augmentation, network.image_size, moments, components, noise_until)
     setting = steps.Setting(run, recipe, network, device, plan, None if secrets is None else secrets.noise)
     optimizer, step = steps.made(setting, per_epoch, prepare)
     return Job(
@@ -82,7 +83,7 @@ def prepared(run: Run, recipe: Recipe, device: torch.device, show: Show) -> Job:
             arch=network.to_json(),
             classes=classes,
             contents=contents,
-            **(moments._asdict() | private.recorded(plan)),
+            **(_recorded(moments) | private.recorded(plan)),
         ),
     )
 
@@ -146,13 +147,18 @@ def _goes_on(run: Run) -> bool:
     return run.resume and out is not None and (out / runs.CHECKPOINT).exists()
 
 
-def _statistics(images: Source, recipe: Recipe, plan: private.Plan | None) -> tuple[Moments, Tensor | None]:
-    """The moments that images are normalised by, and the components of the paper's colour noise."""
+def _statistics(images: Source, recipe: Recipe, plan: private.Plan | None, size: int) -> tuple[Moments, Tensor | None]:
+    """What images are normalised by, and the components of the paper's colour noise."""
     if plan is not None:
         return private.MOMENTS, None
     sample = preprocess.sample(images)
-    components = augment.rgb_components(sample) if recipe.augmentation == "paper" else None
-    return Moments(*augment.channel_moments(sample)), components
+    components = augment.rgb_components(sample) if recipe.augmentation in preprocess.COLOURED else None
+    return preprocess.statistics(sample, recipe.normalization, size), components
+
+
+def _recorded(moments: Moments) -> dict[str, Any]:
+    image = {} if moments.image is None else {"mean_image": preprocess.encoded_image(moments.image)}
+    return {"mean": moments.mean, "std": moments.std, **image}
 
 
 def _check_ranks(run: Run, recipe: Recipe, ranks: int) -> None:
@@ -212,7 +218,10 @@ def _config(run: Run, recipe: Recipe, device: torch.device, **found: Any) -> dic
     settings |= {"precision": options.precision_of(run, recipe, device)}
     varying = {"device": str(device), "compile": options.compiles(run, device)}
     # Through JSON, so that it compares equal to what a checkpoint gives back.
-    chosen = asdict(recipe) | {"freeze": recipe.freeze or None}
+    # And without what was not there before, so that runs of then go on.
+    groups = [group._asdict() for group in recipe.groups]
+    chosen = asdict(recipe) | {"freeze": recipe.freeze or None, "groups": groups or None}
+    chosen |= {"normalization": None if recipe.normalization == "moments" else recipe.normalization}
     if recipe.dp_epsilon is None:
         chosen = {name: value for name, value in chosen.items() if not name.startswith("dp_")}
     return json.loads(json.dumps({**chosen, **settings, **varying, **found}))

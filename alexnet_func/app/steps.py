@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from alexnet_func import examples, losses, model, optim, parallel, privacy, random, routes, train
-from alexnet_func.app import options, recipes
+from alexnet_func.app import optimizers, options
 from alexnet_func.app.options import Run
 from alexnet_func.app.private import Plan
 from alexnet_func.app.recipes import Recipe
@@ -45,7 +45,7 @@ def made(setting: Setting, steps_per_epoch: int, prepare: preprocess.Prepare) ->
     The batch is as it was fetched, with the epoch's key of augmentation.
     """
     run, recipe, plan, device = setting.run, setting.recipe, setting.plan, setting.device
-    optimizer = recipes.optimizer(recipe, steps_per_epoch, options.precision_of(run, recipe, device))
+    optimizer = optimizers.optimizer(recipe, steps_per_epoch, options.precision_of(run, recipe, device))
     if recipe.ema is not None:
         optimizer = optim.averaged(optimizer, recipe.ema)
     compiles = options.compiles(run, device)

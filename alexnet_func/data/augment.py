@@ -203,6 +203,12 @@ def channel_moments(images: UInt8[Tensor, "n c h w"]) -> tuple[tuple[float, ...]
     return means, stds
 
 
+def mean_image(images: UInt8[Tensor, "n c h w"], size: int) -> Float32[Tensor, "c size size"]:
+    """The mean of the squares of `size` pixels in the middle, on the scale 0..1, pixel by pixel."""
+    total = sum(center_crop(part, size).sum(0, dtype=torch.int64) for part in images.split(_CHUNK))
+    return (torch.as_tensor(total).double() / (255 * len(images))).float()
+
+
 def center_crop(images: UInt8[Tensor, "*n c h w"], size: int) -> UInt8[Tensor, "*n c size size"]:
     """The square of `size` pixels in the middle, placed as `torchvision.transforms.CenterCrop` places it."""
     height, width = images.shape[-2:]
@@ -237,8 +243,17 @@ def rgb_components(images: UInt8[Tensor, "n 3 h w"]) -> Float32[Tensor, "3 3"]:
     return (vectors * largest.sign() * eigenvalues).float().to(images.device)
 
 
+def rgb_deviations(components: Float32[Tensor, "3 3"]) -> Float32[Tensor, "3 3"]:
+    """`sqrt(lambda_i) p_i` a column, of `rgb_components`: the roots that the source has for the paper's eigenvalues."""
+    lengths = components.norm(dim=0)
+    return components / lengths.clamp(min=torch.finfo(components.dtype).tiny).sqrt()
+
+
 def pca_noise(
-    key: random.Key, image: Float[Tensor, "3 h w"], components: Float[Tensor, "3 3"], sigma: float = 0.1
+    key: random.Key,
+    image: Float[Tensor, "3 h w"],
+    components: Float[Tensor, "3 3"],
+    sigma: float | Float[Tensor, ""] = 0.1,
 ) -> Float[Tensor, "3 h w"]:
     """The image (0..1) plus one colour for all its pixels: `sum_i a_i lambda_i p_i`, a_i from N(0, sigma^2).
 

@@ -25,7 +25,7 @@ from alexnet_func.optim.combinators import (
     partition,
 )
 from alexnet_func.optim.muon import muon, orthogonalized
-from alexnet_func.optim.schedules import constant, step_decay, warmup_cosine, warmup_linear
+from alexnet_func.optim.schedules import constant, piecewise_constant, step_decay, warmup_cosine, warmup_linear
 from alexnet_func.optim.sgd import sgd
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "muon",
     "orthogonalized",
     "partition",
+    "piecewise_constant",
     "sgd",
     "step_decay",
     "warmup_cosine",

@@ -4,7 +4,7 @@ Their rates may be scalar tensors. Each raises ValueError for a negative rate, T
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -28,6 +28,21 @@ def step_decay(value: Number, boundaries: tuple[int, ...], factor: Number = 0.1)
         rate = constant(value)(step)
         for boundary in boundaries:
             rate = torch.where(step >= boundary, rate * factor, rate)
+        return rate
+
+    return schedule
+
+
+def piecewise_constant(init_value: Number, boundaries_and_scales: Mapping[int, Number]) -> Schedule:
+    """`init_value` times the scales of all boundaries b with b <= step: `optax.piecewise_constant_schedule`."""
+    check_number("init_value", init_value)
+    for scale in boundaries_and_scales.values():
+        check_number("a scale", scale)
+
+    def schedule(step: Tensor) -> Tensor:
+        rate = constant(init_value)(step)
+        for boundary, scale in boundaries_and_scales.items():
+            rate = torch.where(step >= boundary, rate * scale, rate)
         return rate
 
     return schedule

@@ -51,6 +51,15 @@ def network() -> Iterator[Subject]:
     )
     yield Subject("train.totals", net(lambda p, x, s, key: af.train.totals(_classified(s), p, [(x, Y)])))
     yield Subject("ops.local_response_norm", net(lambda p, x, s, key: af.ops.local_response_norm(x * s, layer)))
+    within = af.arch.WithinChannelLRN(3, 0.1, 0.75, 2.0, "mean")
+    yield Subject(
+        "ops.within_channel_response_norm",
+        net(lambda p, x, s, key: af.ops.within_channel_response_norm(x * s, within)),
+    )
+    yield Subject(
+        "ops.classic_dropout",
+        net(lambda p, x, s, key: af.ops.classic_dropout(x * s, af.random.uniform(key, X.shape), 0.4)),
+    )
     yield Subject("ops.dropout", net(lambda p, x, s, key: af.ops.dropout(x * s, af.random.uniform(key, X.shape), 0.4)))
 
 

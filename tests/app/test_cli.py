@@ -271,7 +271,7 @@ def test_inspect_ranks_training_images_by_gradient_norm(tmp_path, folder, capsys
     norms = []
     for row in rows:
         image = af.data.images.read(Path(row["file"]), 32)
-        x = af.data.augment.normalize(af.data.augment.to_float(image), model.mean, model.std)
+        x = af.data.augment.normalize(af.data.augment.to_float(image), *model.moments[:2])
         y = torch.tensor(["bright", "dark"].index(Path(row["file"]).parent.name))
         grads, value = torch.func.grad_and_value(loss)(model.params, (x, y))
         norms.append(sum(g.double().square().sum() for g in grads.values()).sqrt().item())

@@ -111,7 +111,7 @@ def test_wrong_options_reach_the_terminal_escaped(words, capsys):
 def test_what_the_terminals_encoding_lacks_is_escaped(tmp_path):
     program = (
         "import sys; from alexnet_func.app import cli, models, score\n"
-        "cli._model = lambda *_: models.Model(*[None] * 5); sys.argv[0] = 'alexnet'\n"
+        "cli._model = lambda *_: models.Model(*[None] * 4); sys.argv[0] = 'alexnet'\n"
         "score.predict = lambda source, paths, show, **_: [show.line(path) for path in paths]\n"
         "sys.exit(cli.script())"
     )

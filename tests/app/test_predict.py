@@ -11,7 +11,7 @@ from rich.console import Console
 import alexnet_func as af
 from alexnet_func.app import cli, inspection, models, score
 from alexnet_func.app.progress import Show
-from alexnet_func.data import datasets, folders, sources
+from alexnet_func.data import datasets, folders, preprocess, sources
 from tests.app.names import image
 from tests.conftest import TINY
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def network(last_bias=0.0):
     params = af.init(af.random.key(0), ARCH)
     params[list(params)[-1]] = torch.tensor([last_bias] + 9 * [0.0])
-    return models.Model(ARCH, params, (0.3,) * 3, (0.4,) * 3, None)
+    return models.Model(ARCH, params, preprocess.Moments((0.3,) * 3, (0.4,) * 3), None)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 
 import alexnet_func as af
 from alexnet_func import checkpoint, model, privacy, train
-from alexnet_func.app import cli, loop, models, options, private, recipes, runs, setup, steps
+from alexnet_func.app import cli, loop, models, optimizers, options, private, recipes, runs, setup, steps
 from alexnet_func.arch import Arch, Conv, Linear, MaxPool, ReLU
 from alexnet_func.data import preprocess
 
@@ -84,7 +84,7 @@ def test_a_private_run_is_the_librarys_step_on_its_samples(tmp_path, short, unac
     images = preprocess.limited(dataset.train, 64)
     prepare = preprocess.in_views(preprocess.preparation("shift", 32, private.MOMENTS), 2)
     chosen = recipes.choose("digits", epochs=1, batch_size=16)
-    optimizer = recipes.optimizer(chosen, 4)
+    optimizer = optimizers.optimizer(chosen, 4)
     init_key, _, data_key = af.random.split(af.random.key(0), 3).unbind()
     augment_key = setup.epoch_keys(data_key, 0)[1]
     state = train.create_state(model.init(init_key, SMALL), optimizer, key=noise_key)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 import alexnet_func as af
 from alexnet_func import checkpoint, optim, tensorfile, train, weights
 from alexnet_func.app import cli, models, runs
+from alexnet_func.data import preprocess
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def data(tmp_path):
 def test_a_run_comes_back(run):
     model = models.load_model(str(run), CPU)
     assert (model.arch, model.classes, model.note) == (TINY, CLASSES, "")
-    assert (model.mean, model.std) == ((0.5,) * 3, (0.2,) * 3)
+    assert model.moments == ((0.5,) * 3, (0.2,) * 3, None)
     progress = runs.open_run(run, {**CONFIG, "epochs": 3}, CPU)
     assert progress.loss_sum == 1.5
     assert all(torch.equal(progress.state.params[name], p) for name, p in model.params.items())
@@ -201,4 +202,4 @@ def load_tiny(path, monkeypatch):
 
 def read_tiny(source):
     params, note = weights.read(source)
-    return models.Model(TINY, params, (0.5,) * 3, (0.2,) * 3, None, note)
+    return models.Model(TINY, params, preprocess.Moments((0.5,) * 3, (0.2,) * 3), None, note)

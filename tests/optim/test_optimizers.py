@@ -204,6 +204,7 @@ def test_update_leaves_its_arguments_as_they_were():
     [
         (optim.constant(0.3), lambda s: 0.3),
         (optim.step_decay(1.0, (3, 7)), lambda s: 0.1 ** ((s >= 3) + (s >= 7))),
+        (optim.piecewise_constant(2.0, {3: 0.5, 7: 0.0}), lambda s: 2.0 if s < 3 else 1.0 if s < 7 else 0.0),
         (optim.warmup_linear(2.0, 4, 10), lambda s: 2 * (s + 1) / 4 if s < 4 else 2 * max(0, 1 - (s - 4) / 6)),
         (
             optim.warmup_cosine(2.0, 4, 10),
@@ -406,7 +407,13 @@ def test_muon_in_bfloat16_errs_no_more_than_torchs():
 
 def test_schedules_take_tensors_and_differentiate():
     step = torch.tensor(3)
-    for make in (optim.constant, lambda v: optim.step_decay(v, (2,)), lambda v: optim.warmup_cosine(v, 2, 9)):
+    piecewise = (lambda v: optim.piecewise_constant(v, {2: 0.5}), lambda v: optim.piecewise_constant(1.0, {2: v}))
+    for make in (
+        optim.constant,
+        lambda v: optim.step_decay(v, (2,)),
+        lambda v: optim.warmup_cosine(v, 2, 9),
+        *piecewise,
+    ):
         slope = grad(lambda v, make=make: make(v)(step))(torch.tensor(0.5, dtype=torch.float64))
         torch.testing.assert_close(slope, make(1.0)(step), rtol=1e-14, atol=0)
 

@@ -14,7 +14,7 @@ from torch.func import grad
 
 import alexnet_func as af
 from alexnet_func import ensemble, optim, per_sample, privacy, routes, train
-from alexnet_func.app import cli, loop, recipes, setup
+from alexnet_func.app import cli, loop, optimizers, recipes, setup
 from alexnet_func.arch import ALEXNET_CIFAR as ARCH
 from alexnet_func.arch import param_shapes
 from alexnet_func.data import augment, preprocess, sources
@@ -53,7 +53,7 @@ def adaptive():
 
 
 def prepared(name):
-    components = torch.zeros(3, 3, device="cuda") if name == "paper" else None
+    components = torch.zeros(3, 3, device="cuda") if name in preprocess.COLOURED else None
     prepare = preprocess.preparation(name, 32, MOMENTS, components)
     index, pixels = torch.arange(N, device="cuda"), PIXELS[..., :32, :32] if name.startswith("shift") else PIXELS
     return lambda: prepare(KEY, index, pixels)
@@ -79,7 +79,7 @@ CASES = {
     "step, sgd": (174, stepping(optim.sgd(optim.warmup_cosine(0.1, 10, 100), 0.9, 5e-4))),
     "step, adamw": (166, stepping(optim.adamw(1e-3))),
     "step, a rate on the CPU": (166, stepping(optim.adamw(torch.tensor(1e-3)))),
-    "step, muon": (325, stepping(recipes.optimizer(recipes.by_data("cifar10", None, None), 100, "float32"))),
+    "step, muon": (325, stepping(optimizers.optimizer(recipes.by_data("cifar10", None, None), 100, "float32"))),
     "per_sample.grads": (327, lambda: per_sample.grads(PARAMS, BATCH, **HOW)),
     "per_sample.norms": (304, lambda: per_sample.norms(PARAMS, BATCH, **HOW)),
     "per_sample.layer_norms": (318, lambda: per_sample.layer_norms(PARAMS, BATCH, **HOW)),
