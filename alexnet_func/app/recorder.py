@@ -96,6 +96,7 @@ class Directory:
             ]
         predicted, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         plots.curves(self.out / runs.METRICS, self.out / "curves.png")
-        plots.filters(params["features.0.weight"], self.out / "filters.png")
+        for name in [name for name, shape in model.param_shapes(job.network).items() if len(shape) == 4][:1]:
+            plots.filters(params[name], self.out / "filters.png")
         matrix = losses.confusion_matrix(predicted, labels, len(job.classes))
         plots.confusion(matrix, job.classes, self.out / "confusion.png")

@@ -2,14 +2,18 @@
 
 import fnmatch
 import json
+import os
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 import alexnet_func as af
 from alexnet_func import checkpoint
-from alexnet_func.app import cli, models, optimizers, recipes
+from alexnet_func.app import cli, loop, models, optimizers, recipes
 from alexnet_func.data import augment, preprocess
 from alexnet_func.data.preprocess import Moments
 
@@ -190,3 +194,52 @@ def test_runs_without_them_are_recorded_as_before(tmp_path, photographs):
     assert [config[name] for name in ("normalization", "groups", "noise_share")] == [None] * 3
     assert "mean_image" not in config
     assert Moments(tuple(config["mean"]), tuple(config["std"])).image is None
+
+
+@pytest.fixture
+def hundred(tmp_path):
+    """The photographs of 100 classes, each class its own to train on and, in a link, to test on."""
+    with tarfile.open(Path(os.environ["ALEXNET_DATA"]) / "imagenet-sample.tar") as archive:
+        archive.extractall(tmp_path / "flat", filter="data")
+    for file in (tmp_path / "flat").rglob("*.JPEG"):
+        folder = tmp_path / "photographs" / "train" / file.name.partition("_")[0]
+        folder.mkdir(parents=True)
+        file.rename(folder / file.name)
+    (tmp_path / "photographs" / "test").symlink_to(tmp_path / "photographs" / "train")
+    return tmp_path / "photographs"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("ALEXNET_DATA" not in os.environ, reason="ALEXNET_DATA names no folder of real images")
+def test_an_epoch_of_net_145_that_is_killed_goes_on_to_the_same_bits(tmp_path, hundred, monkeypatch):
+    words = [
+        "train",
+        "--recipe",
+        "145",
+        "--data",
+        str(hundred),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "20",
+        "--device",
+        "cpu",
+    ]
+    assert cli.main([*words, "--out", str(tmp_path / "whole")]) == 0
+    run_epoch, halted = loop.run_epoch, []
+
+    def killed(job, start, steps, fetched, record, advance, asked):
+        if not halted:  # as by SIGKILL after the third of five steps, of which the second is saved
+            halted.append(run_epoch(job, start, 2, fetched, record, advance, asked))
+            record.save(halted[0])
+            job.step(halted[0].state, (job.data_key, *next(iter(fetched)), job.images.labels[:20]))
+            raise KeyboardInterrupt
+        return run_epoch(job, start, steps, fetched, record, advance, asked)
+
+    monkeypatch.setattr(loop, "run_epoch", killed)
+    assert cli.main([*words, "--out", str(tmp_path / "parts")]) == 130
+    assert cli.main([*words, "--out", str(tmp_path / "parts"), "--resume"]) == 0
+    whole, parts = (checkpoint.load(tmp_path / name / "checkpoint.safetensors")[0] for name in ("whole", "parts"))
+    assert whole.step == parts.step == 5
+    for one, other in zip(pytree.tree_leaves(whole), pytree.tree_leaves(parts), strict=True):
+        assert torch.equal(one, other)
