@@ -1,0 +1,85 @@
+"""Sections 3.3, 3.4, 4.1 and 4.2 of the paper as paired comparisons: the same seeds with and without."""
+
+from typing import NamedTuple
+
+from alexnet_func.arch import LRN, Arch, AvgPool, Constant, Dropout, Linear, MaxPool, Normal
+from alexnet_func.history import CUDA_CONVNET_26
+from benchmarks.paper import statistics
+from benchmarks.paper.trials import Setting, Trial, outcome
+
+EPOCHS = 30
+
+# cuda-convnet's smallest network, with hidden units enough for dropout to leave some.
+_HIDDEN = Linear(512, weight=Normal(0.03), bias=Constant(0.0))
+BASE = CUDA_CONVNET_26.replace(name="claims", classifier=(_HIDDEN, *CUDA_CONVNET_26.classifier[1:]))
+_NINE_MAPS = LRN(size=9, alpha=1e-3, beta=0.75, k=1.0, convention="mean")
+
+
+def _after_pooling(layers: tuple, kinds: tuple[type, ...]) -> tuple:
+    """With a normalisation across nine maps, as the paper's CIFAR-10 network has, after the first two poolings."""
+    found: list = []
+    for layer in layers:
+        found.append(layer)
+        if isinstance(layer, kinds) and sum(isinstance(at, LRN) for at in found) < 2:
+            found.append(_NINE_MAPS)
+    return tuple(found)
+
+
+def _apart(layers: tuple) -> tuple:
+    """With pooling windows of 2x2 pixels, two apart, instead of 3x3."""
+    kinds = (MaxPool, AvgPool)
+    return tuple(type(at)(2, 2, ceil_mode=True) if isinstance(at, kinds) else at for at in layers)
+
+
+NORMALIZED = BASE.replace(name="claims_normalized", features=_after_pooling(BASE.features, (MaxPool, AvgPool)))
+APART = BASE.replace(name="claims_apart", features=_apart(BASE.features))
+DROPPED = BASE.replace(
+    name="claims_dropout", classifier=(*BASE.classifier[:2], Dropout(0.5, "classic"), *BASE.classifier[2:])
+)
+
+
+class Claim(NamedTuple):
+    """What the paper says lowers the error, with its size, and the two trainings: with it and without."""
+
+    section: str
+    what: str
+    paper: str
+    with_it: tuple[Arch, tuple[str, ...]]
+    without: tuple[Arch, tuple[str, ...]]
+
+
+_PLAIN = (BASE, ())
+CLAIMS = (
+    Claim("3.3", "normalisation across maps", "13 % to 11 % on CIFAR-10", (NORMALIZED, ()), _PLAIN),
+    Claim("3.4", "overlapping pooling", "by 0.4 points on ImageNet", _PLAIN, (APART, ())),
+    Claim("4.1", "shifts and mirror images", '"substantial overfitting" without', (BASE, ("shift-flip",)), _PLAIN),
+    Claim("4.2", "dropout", '"substantial overfitting" without', (DROPPED, ()), _PLAIN),
+)
+
+
+def run(setting: Setting, epochs: int = EPOCHS) -> str:
+    """Markdown."""
+    rows = []
+    for claim in CLAIMS:
+        ours, theirs = (
+            outcome(_trial(*side, setting, epochs), setting).errors for side in (claim.with_it, claim.without)
+        )
+        rows.append(row(claim, ours, theirs))
+    head = "| section | what | paper | error with it | without | lower by, 95 % interval | |"
+    return "\n".join([head, "|---|---|---|---:|---:|---:|---|", *rows])
+
+
+def row(claim: Claim, ours: tuple[float, ...], theirs: tuple[float, ...]) -> str:
+    """A line of the table, of errors by seed."""
+    lower = [b - a for a, b in zip(ours, theirs, strict=True)]
+    cells = [claim.section, claim.what, claim.paper, statistics.told(ours), statistics.told(theirs)]
+    return f"| {' | '.join([*cells, statistics.told(lower, 'points'), statistics.verdict(lower)])} |"
+
+
+def _trial(arch: Arch, augmentation: tuple[str, ...], setting: Setting, epochs: int) -> Trial:
+    setting.runs.mkdir(parents=True, exist_ok=True)
+    file = setting.runs / f"{arch.name}.json"
+    file.write_text(arch.to_json())
+    words = ("--recipe", "cuda_convnet_26", "--arch", str(file), "--epochs", str(epochs))
+    how = ("--augmentation", *augmentation) if augmentation else ()
+    return Trial("-".join((arch.name, *augmentation)), (*words, *how))

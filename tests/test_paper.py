@@ -1,0 +1,141 @@
+"""The studies of the paper's claims: statistics, readings of curves, ensembles that resume, and what is compared."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch.func import grad
+
+import alexnet_func as af
+from alexnet_func.app import recipes
+from alexnet_func.arch import LRN, AvgPool, Dropout, MaxPool
+from benchmarks.paper import __main__ as program
+from benchmarks.paper import averaging, claims, figure1, ladder, members, statistics, trials
+
+
+def test_intervals_are_scipys():
+    values = [3.0, 4.5, 2.5, 3.25]
+    low, high = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
+    mean, half = statistics.interval(values)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert statistics.interval([2.0]) == (2.0, math.inf)
+    assert statistics.told([2.0]) == "2.00 %"
+    assert statistics.told([1.0, 3.0], "points") == "2.00 points ± 12.71"
+
+
+def test_a_claim_is_decided_only_where_the_interval_leaves_zero_out():
+    assert statistics.verdict([1.0, 1.1, 0.9]) == "agrees"
+    assert statistics.verdict([-1.0, -1.1, -0.9]) == "disagrees"
+    assert statistics.verdict([1.0, -1.0, 0.5]) == "undecided"
+    assert statistics.verdict([1.0]) == "undecided"
+    assert statistics.ratio_interval([12.0, 24.0], [2.0, 4.0]) == pytest.approx((6, 6, 6))
+    with pytest.raises(ValueError, match="no values"):
+        statistics.interval([])
+
+
+def test_curves_are_read_where_they_cross():
+    assert figure1.reached([0.5, 0.3, 0.2]) == pytest.approx(2.0)  # halfway between the middles at 1.5 and 2.5
+    assert figure1.reached([0.2]) == 0.5
+    assert figure1.reached([0.9, 0.8]) == math.inf
+    assert figure1._best([[0.5, 0.6], [0.3, 0.2]]) == 1
+    assert figure1._best([[0.5, float("nan")], [0.4, float("nan")]]) == 0
+
+
+def some(count=40):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return members.of(pixels, torch.arange(count) % 4)
+
+
+def test_members_train_as_they_would_alone_and_resume_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(members, "BATCH", 16)
+    images, arch = some(), af.arch.CUDA_CONVNET_26.replace(num_classes=4)
+    plan = members.Plan(arch, (5, 6), (0.01, 0.003), figure1._sgd)
+    whole, errors = members.trained(plan, images, 3, tmp_path / "whole", lambda rows: False)
+    members.trained(plan, images, 2, tmp_path / "parts", lambda rows: False)
+    parts, again = members.trained(plan, images, 3, tmp_path / "parts", lambda rows: False)
+    assert again == errors
+    assert all(torch.equal(p, parts[name]) for name, p in whole.items())
+    assert members.trained(plan, images, 9, tmp_path / "parts", lambda rows: True)[1] == errors
+    params, velocity = af.init(af.random.key(6), arch), {}
+    for epoch in range(3):
+        order = af.random.permutation(af.random.fold_in(af.random.key(1), epoch), 40).long()
+        for index in order.split(16):
+            x = (images.pixels[index].float() / 255 - images.moments.image) * 255
+            g = grad(af.loss_fn)(params, (x, images.labels[index]), arch=arch)
+            velocity = {n: 0.9 * velocity.get(n, 0) - 0.003 * g[n] for n in params}
+            params = {n: p + velocity[n] for n, p in params.items()}
+    for name, p in params.items():
+        torch.testing.assert_close(whole[name][1], p, rtol=1e-3, atol=1e-5)
+
+
+def test_an_average_is_of_the_members_predictions():
+    images, test = some(), some(12)
+    arch = af.arch.CUDA_CONVNET_26.replace(num_classes=4)
+    params = af.ensemble.init(af.random.split(af.random.key(0), averaging.MEMBERS), arch)
+    alone, together = averaging.errors(arch, params, images, test)
+    x = (test.pixels.float() / 255 - images.moments.image) * 255
+    p = torch.stack([af.forward(m, x, arch=arch).softmax(-1) for m in af.ensemble.unstack(params)])
+    assert alone == pytest.approx([100 * float((m.argmax(-1) != test.labels).float().mean()) for m in p])
+    assert together == pytest.approx(100 * float((p.mean(0).argmax(-1) != test.labels).float().mean()))
+
+
+def test_each_claim_differs_in_what_it_is_about_alone():
+    def kinds(arch, kind):
+        return [layer for layer in (*arch.features, *arch.classifier) if isinstance(layer, kind)]
+
+    assert len(kinds(claims.NORMALIZED, LRN)) == 2
+    assert tuple(at for at in claims.NORMALIZED.features if not isinstance(at, LRN)) == claims.BASE.features
+    assert {(at.kernel_size, at.stride) for at in kinds(claims.APART, MaxPool | AvgPool)} == {(2, 2)}
+    assert af.arch.param_shapes(claims.APART) == af.arch.param_shapes(claims.BASE)
+    assert [at.convention for at in kinds(claims.DROPPED, Dropout)] == ["classic"]
+    shapes = [list(af.arch.param_shapes(arch).values()) for arch in (claims.DROPPED, claims.BASE)]
+    assert shapes[0] == shapes[1]
+    line = claims.row(claims.CLAIMS[0], (20.0, 21.0, 20.5), (22.0, 23.1, 22.4))
+    assert line.endswith("| 2.00 points ± 0.25 | agrees |")
+
+
+def test_the_ladder_tells_which_schedules_are_shorter():
+    rung = ladder.RUNGS[0]
+    line = ladder.row(rung, trials.Outcome((25.0, 27.0), (5.0, 7.0), 10))
+    assert line.startswith("| cuda_convnet_26 | original | 2 | 26.00 % ± 12.71 | 26 % | 6.0 | 1.3 |")
+    assert "shortened: 3 of 10 epochs" in ladder.row(rung, trials.Outcome((25.0,), (5.0,), 3))
+    assert {rung.name for rung in ladder.RUNGS} <= set(recipes.BY_NAME)
+    assert ladder.trial(rung, 3) == ("cuda_convnet_26-3", ("--recipe", "cuda_convnet_26", "--epochs", "3"), False)
+
+
+def test_minutes_are_those_of_the_steps(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"batch_size": 60}))
+    rows = [{"step": 10, "images_per_second": 10}, {"step": 20, "images_per_second": None}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert trials.minutes_of(tmp_path) == pytest.approx(2.0)
+
+
+def test_every_study_runs_and_writes_its_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figure1, "RATES", (0.001, 0.003))
+    monkeypatch.setattr(trials, "alexnet", lambda words: ["test accuracy 75.00 % (10 images)"])
+    monkeypatch.setattr(trials, "minutes_of", lambda run: 1.0)
+    setting = ["--data", "digits", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    for name in (
+        "cuda_convnet_26",
+        "claims",
+        "claims_normalized",
+        "claims_apart",
+        "claims_dropout",
+        "claims-shift-flip",
+    ):
+        folder = tmp_path / "runs" / f"{name}-seed0"
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text("{}\n" * 10)
+    words = [*setting, "--seeds", "1", "--epochs", "1", "--limit", "128", "--network", "cuda_convnet_26"]
+    monkeypatch.setattr("sys.argv", ["paper", *words])
+    assert program.main() == 0
+    tables = {path.stem: path.read_text() for path in (tmp_path / "out" / "cpu").glob("*.md")}
+    assert set(tables) == {"paper_figure1", "paper_ladder", "paper_claims", "paper_averaging"}
+    assert "not within 1" in tables["paper_figure1"]
+    assert "| 25.00 % | 26 % | 1.0 |" in tables["paper_ladder"]
+    assert tables["paper_claims"].count("undecided") == 4
+    assert (tmp_path / "out" / "cpu" / "paper_figure1.png").is_file()
