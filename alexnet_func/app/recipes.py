@@ -41,7 +41,7 @@ class Recipe:
     """
 
     arch: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")]
-    """alexnet, alexnet_2012, caffenet, alexnet_cifar, or a file of an arch as JSON (NAME.json)."""
+    """A network's name, such as alexnet, alexnet_cifar or alexnet_145, or a file of an arch as JSON (NAME.json)."""
     epochs: Annotated[int, tyro.conf.arg(metavar="N")]
     """Passes over the training images."""
     batch_size: Annotated[int, tyro.conf.arg(metavar="N")]
