@@ -55,7 +55,8 @@ Table = Mapping[type, LayerFn]
 def _dropout(at: Placed, x: Tensor, noise: Tensor | None = None) -> Tensor:
     if at.layer.convention == "classic":  # type: ignore[union-attr]
         return ops.classic_dropout(x, noise, at.layer.rate)  # type: ignore[union-attr]
-    return x if noise is None else ops.dropout(x, noise, at.layer.rate)  # type: ignore[union-attr]
+    assert noise is not None  # in evaluation `walk` passes over the layer
+    return ops.dropout(x, noise, at.layer.rate)  # type: ignore[union-attr]
 
 
 PLAIN: Table = {

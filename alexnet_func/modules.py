@@ -89,7 +89,7 @@ class ClassicDropout(nn.modules.dropout._DropoutNd):
 
     def forward(self, x: Tensor) -> Tensor:
         """Of the same shape."""
-        return F.dropout(x, self.p) * (1 - self.p) if self.training else x * (1 - self.p)
+        return x.where(torch.rand_like(x) < 1 - self.p, 0) if self.training else x * (1 - self.p)
 
 
 def _module_of(at: Placed) -> nn.Module:

@@ -8,6 +8,7 @@ gives them another name than that of the data. Of private runs it tells the epsi
 
 import argparse
 import json
+import math
 import re
 import shlex
 import shutil
@@ -103,12 +104,13 @@ def _minutes_to(milestone: float, course: Sequence[tuple[float, float]]) -> str:
 
 
 def course(run: Path) -> tuple[tuple[float, float], ...]:
-    """`Result.course` of a run directory."""
+    """`Result.course` of a run directory; an epoch without a rate, resumed at its end, counts as fast as the mean."""
     images = json.loads((run / "config.json").read_text())["batch_size"]
     epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     points, minutes, before = [], 0.0, 0
+    usual = statistics.harmonic_mean([e["images_per_second"] for e in epochs if e["images_per_second"]] or [math.inf])
     for epoch in epochs:
-        minutes += (epoch["step"] - before) * images / epoch["images_per_second"] / 60
+        minutes += (epoch["step"] - before) * images / (epoch["images_per_second"] or usual) / 60
         before = epoch["step"]
         points.append((minutes, epoch["test_accuracy"]))
     return tuple(points)
@@ -118,13 +120,18 @@ def _result(seed: int, run: Path, options: argparse.Namespace, training: list[st
     shared = ["--data", options.data, "--root", options.root, "--device", options.device]
     shared += ["--skip-bad-images"] * options.skip_bad_images
     started = time.perf_counter()
-    lines = _alexnet("train", *shared, "--seed", str(seed), "--out", str(run), *training)
+    lines = alexnet("train", *shared, "--seed", str(seed), "--out", str(run), *training)
     minutes = (time.perf_counter() - started) / 60
-    evaluations = [_alexnet("eval", str(run), *shared, *view) for view in ((), ("--ten-crop",))]
-    single, averaged = (float(_found(r"test accuracy ([\d.]+) %", told[-1:])) / 100 for told in evaluations)
+    evaluations = [alexnet("eval", str(run), *shared, *view) for view in ((), ("--ten-crop",))]
+    single, averaged = (accuracy(told) / 100 for told in evaluations)
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     proven = _found(r"audit of .* at least ([\d.]+)", lines, None)
     return Result(seed, single, averaged, minutes, course(run), last.get("epsilon"), proven and float(proven))
+
+
+def accuracy(lines: Sequence[str]) -> float:
+    """In per cent, as `alexnet eval` tells it on its last line."""
+    return float(_found(r"test accuracy ([\d.]+) %", lines[-1:]))
 
 
 def _found(pattern: str, lines: Sequence[str], *default: Any) -> Any:
@@ -134,8 +141,8 @@ def _found(pattern: str, lines: Sequence[str], *default: Any) -> Any:
     return found[-1] if found else default[0]
 
 
-def _alexnet(*arguments: str) -> list[str]:
-    """The lines that the command tells."""
+def alexnet(*arguments: str) -> list[str]:
+    """The lines that the command tells, which are shown too."""
     command = [sys.executable, "-m", "alexnet_func", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         lines = []

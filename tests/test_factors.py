@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import alexnet_func as af
 from alexnet_func import curvature, factors, per_sample, sketches
 from alexnet_func.arch import Conv, Linear, LocallyConnected
-from tests.conftest import ARCHS, TINY, images
+from tests.conftest import ARCHS, OLD, TINY, images
 from tests.test_per_sample import ROUTES, norms_of
 from tests.test_per_sample import close as closed
 
@@ -49,17 +49,18 @@ def looped(params, batch, key, arch):
 
 @pytest.fixture(scope="module")
 def params(key):
-    return {arch.name: af.init(key, arch, dtype=torch.float64) for arch in SMALL}
+    return {arch.name: af.init(key, arch, dtype=torch.float64) for arch in (*SMALL, OLD)}
 
 
 @pytest.mark.parametrize("views", [1, 3, 16])
 @pytest.mark.parametrize("n", [0, 1, 7])
 @pytest.mark.parametrize("method", ROUTES)
-def test_an_examples_gradient_is_the_mean_over_its_views(params, key, method, n, views):
-    params, batch = params["tiny"], viewed(TINY, n, views)
-    each = looped(params, batch, key, TINY)
+@pytest.mark.parametrize("arch", [TINY, OLD], ids=lambda arch: arch.name)
+def test_an_examples_gradient_is_the_mean_over_its_views(params, key, arch, method, n, views):
+    params, batch = params[arch.name], viewed(arch, n, views)
+    each = looped(params, batch, key, arch)
     norms = norms_of(each) if n else torch.zeros(0).double()
-    options = {"arch": TINY, "key": key, "method": method, "views": views, "chunk_size": 3}
+    options = {"arch": arch, "key": key, "method": method, "views": views, "chunk_size": 3}
     close(per_sample.grads(params, batch, **options), each)
     close({"": per_sample.norms(params, batch, **options)}, {"": norms})
     close(per_sample.layer_norms(params, batch, **options), {n: g.flatten(1).norm(dim=1) for n, g in each.items()})

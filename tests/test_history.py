@@ -136,6 +136,10 @@ def test_evaluation_halves_where_dropout_is_classic_and_the_module_does():
     assert not torch.allclose(af.forward(params, x, arch=OLD), af.forward(params, x, arch=inverted))
     module = af.interop.to_module(params, OLD)
     torch.testing.assert_close(af.forward(params, x, arch=OLD), module(x), rtol=1e-12, atol=1e-13)
+    drawn = module.train().classifier[0](x)
+    assert torch.equal(drawn, x.where(drawn != 0, 0))
+    assert 0 < int((drawn == 0).sum()) < x.numel()
+    module.eval()
     assert [n for n in af.model.activations(params, x, arch=OLD) if n.startswith("classifier")] == [
         f"classifier.{i}" for i in range(5)
     ]

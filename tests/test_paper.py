@@ -12,6 +12,7 @@ from torch.func import grad
 import alexnet_func as af
 from alexnet_func.app import recipes
 from alexnet_func.arch import LRN, AvgPool, Dropout, MaxPool
+from benchmarks import accuracy
 from benchmarks.paper import __main__ as program
 from benchmarks.paper import averaging, claims, figure1, ladder, members, statistics, trials
 
@@ -109,27 +110,17 @@ def test_the_ladder_tells_which_schedules_are_shorter():
 
 def test_minutes_are_those_of_the_steps(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"batch_size": 60}))
-    rows = [{"step": 10, "images_per_second": 10}, {"step": 20, "images_per_second": None}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert trials.minutes_of(tmp_path) == pytest.approx(2.0)
+    rows = [(10, 10), (20, 5), (30, None)]
+    lines = [json.dumps({"step": s, "images_per_second": rate, "test_accuracy": 0.5}) for s, rate in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert [minutes for minutes, _ in accuracy.course(tmp_path)] == pytest.approx([1.0, 3.0, 4.5])
 
 
 def test_every_study_runs_and_writes_its_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figure1, "RATES", (0.001, 0.003))
-    monkeypatch.setattr(trials, "alexnet", lambda words: ["test accuracy 75.00 % (10 images)"])
-    monkeypatch.setattr(trials, "minutes_of", lambda run: 1.0)
+    monkeypatch.setattr(accuracy, "alexnet", lambda *words: ["test accuracy 75.00 % (10 images)\n"])
+    monkeypatch.setattr(accuracy, "course", lambda run: ((0.1, 0.5),) * 9 + ((1.0, 0.75),))
     setting = ["--data", "digits", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    for name in (
-        "cuda_convnet_26",
-        "claims",
-        "claims_normalized",
-        "claims_apart",
-        "claims_dropout",
-        "claims-shift-flip",
-    ):
-        folder = tmp_path / "runs" / f"{name}-seed0"
-        folder.mkdir(parents=True)
-        (folder / "metrics.jsonl").write_text("{}\n" * 10)
     words = [*setting, "--seeds", "1", "--epochs", "1", "--limit", "128", "--network", "cuda_convnet_26"]
     monkeypatch.setattr("sys.argv", ["paper", *words])
     assert program.main() == 0

@@ -28,10 +28,10 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
     """Trains as `recipe` says and returns the metrics on the test split after the last epoch.
 
     An image's augmentation depends on the seed, the epoch and the image's index alone, of a private run on the step
-    too, dropout on the seed, the step and the place in the batch: a run that is resumed goes on bit for bit. Under
-    torchrun this process is one of the ranks. Raises FloatingPointError when the loss is no longer finite, StoppedError
-    after a signal, BlockingIOError where another process uses `--out`, ValueError for settings that do not fit
-    together.
+    too, and with "source" on the image that opens its group of 32; dropout on the seed, the step and the place in the
+    batch: a run that is resumed goes on bit for bit. Under torchrun this process is one of the ranks. Raises
+    FloatingPointError when the loss is no longer finite, StoppedError after a signal, BlockingIOError where another
+    process uses `--out`, ValueError for settings that do not fit together.
     """
     with parallel.joined(options.device_of(run.device)) as device, _in_use(run), precision.same_sums():
         console.quiet = parallel.rank() > 0

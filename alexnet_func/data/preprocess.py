@@ -130,9 +130,8 @@ def preparation(
         keys = vmap(lambda i: random.split(random.fold_in(key, i), 3))(index)
         crop_keys, flip_keys, colour_keys = keys.unbind(1)
         if augmentation == "source":
-            crop_keys, flip_keys = (
-                each[::_SHARED].repeat_interleave(_SHARED, 0)[: len(each)] for each in keys.unbind(1)[:2]
-            )
+            first = torch.arange(len(index), device=index.device) // _SHARED * _SHARED
+            crop_keys, flip_keys = crop_keys[first], flip_keys[first]
         images = crop(crop_keys, images)
         if augmentation not in ("none", "shift"):
             images = augment.random_flips(flip_keys, images)
