@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_the_ladder_tells_which_schedules_are_shorter():
     assert line.startswith("| cuda_convnet_26 | original | 2 | 26.00 % ± 12.71 | 26 % | 6.0 | 1.3 |")
     assert "shortened: 3 of 10 epochs" in ladder.row(rung, trials.Outcome((25.0,), (5.0,), 3))
     assert {rung.name for rung in ladder.RUNGS} <= set(recipes.BY_NAME)
-    assert ladder.trial(rung, 3) == ("cuda_convnet_26-3", ("--recipe", "cuda_convnet_26", "--epochs", "3"), False)
+    assert ladder.trial(rung, 3) == ("cuda_convnet_26-3", ("--recipe", "cuda_convnet_26", "--epochs", "3"), False, None)
 
 
 def test_minutes_are_those_of_the_steps(tmp_path):
@@ -114,6 +115,32 @@ def test_minutes_are_those_of_the_steps(tmp_path):
     lines = [json.dumps({"step": s, "images_per_second": rate, "test_accuracy": 0.5}) for s, rate in rows]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     assert [minutes for minutes, _ in accuracy.course(tmp_path)] == pytest.approx([1.0, 3.0, 4.5])
+
+
+def test_what_is_on_record_to_its_end_is_not_trained_again(tmp_path, monkeypatch):
+    told = []
+
+    def trains(*words):
+        run = Path(words[words.index("--out") + 1])
+        run.mkdir()
+        (run / "config.json").write_text(json.dumps({"batch_size": 60, "epochs": 2}))
+        lines = [{"step": i + 1, "images_per_second": 1.0, "test_accuracy": 0.25 * (i + 1)} for i in range(2)]
+        (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        told.append(words)
+        return []
+
+    monkeypatch.setattr(accuracy, "alexnet", trains)
+    setting = trials.Setting("somewhere", tmp_path, 2, jobs=2)
+    both = [trials.Trial("a", ("--epochs", "2")), trials.Trial("b", (), seeds=1)]
+    expected = [trials.Outcome((50.0, 50.0), (2.0, 2.0), 2), trials.Outcome((50.0,), (2.0,), 2)]
+    assert trials.outcomes(both, setting) == expected
+    assert len(told) == 3
+    (tmp_path / "b-seed0" / "metrics.jsonl").write_text('{"step": 1, "images_per_second": 1, "test_accuracy": 0.1}')
+    monkeypatch.setattr(accuracy, "alexnet", lambda *words: told.append(words))
+    trials.outcomes(both, setting)
+    assert len(told) == 4
+    assert "--resume" in told[-1]
+    assert str(tmp_path / "b-seed0") in told[-1]
 
 
 def test_every_study_runs_and_writes_its_table(tmp_path, monkeypatch, capsys):

@@ -52,7 +52,9 @@ def _by_group(recipe: Recipe, steps_per_epoch: int) -> optim.Optimizer:
         own = optim.piecewise_constant(group.rate, scales)
         rate = functools.partial(_product, base, own)
         parts[group.pattern] = optim.sgd(rate, recipe.momentum, recipe.weight_decay * group.decay, form=recipe.form)
-    return optim.partition(lambda name: next((p for p in parts if fnmatch.fnmatchcase(name, p)), name), parts)
+    # Read here and not in the update, where the compiler would have to follow `fnmatch`, and on Python 3.12 cannot.
+    patterns = {part: re.compile(fnmatch.translate(part)) for part in parts}
+    return optim.partition(lambda name: next((p for p, form in patterns.items() if form.match(name)), name), parts)
 
 
 def _product(one: optim.Schedule, other: optim.Schedule, step: Tensor) -> Tensor:

@@ -21,9 +21,11 @@ def run(images: members.Images, test: members.Images, runs: Path, epochs: int) -
     per_epoch = -(-len(images.labels) // members.BATCH)
     network = CUDA_CONVNET_26.replace(num_classes=int(images.labels.max()) + 1)
 
+    optimizer = optimizer_of(recipe, per_epoch)
+
     def scaled(rate: Tensor) -> optim.Optimizer:
         del rate  # all members have the recipe's
-        return optimizer_of(recipe, per_epoch)
+        return optimizer
 
     plan = members.Plan(network, tuple(range(MEMBERS)), (recipe.lr,) * MEMBERS, scaled)
     path = runs / f"averaging-{epochs}.safetensors"
@@ -40,7 +42,7 @@ def errors(
     network: model.Arch, params: model.Params, images: members.Images, test: members.Images
 ) -> tuple[list[float], float]:
     """Test errors in per cent of the members, and of their averaged predictions."""
-    wrong, wrong_together = torch.zeros(MEMBERS), 0
+    wrong, wrong_together = torch.zeros(MEMBERS, device=test.labels.device), 0
     with torch.no_grad():
         for pixels, labels in zip(test.pixels.split(500), test.labels.split(500), strict=True):
             x = images.moments.normalized(augment.to_float(pixels))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from alexnet_func.arch import LRN, Arch, AvgPool, Constant, Dropout, Linear, MaxPool, Normal
 from alexnet_func.history import CUDA_CONVNET_26
 from benchmarks.paper import statistics
-from benchmarks.paper.trials import Setting, Trial, outcome
+from benchmarks.paper.trials import Setting, Trial, outcomes
 
 EPOCHS = 30
 
@@ -59,12 +59,9 @@ CLAIMS = (
 
 def run(setting: Setting, epochs: int = EPOCHS) -> str:
     """Markdown."""
-    rows = []
-    for claim in CLAIMS:
-        ours, theirs = (
-            outcome(_trial(*side, setting, epochs), setting).errors for side in (claim.with_it, claim.without)
-        )
-        rows.append(row(claim, ours, theirs))
+    names = {side: _trial(*side, setting, epochs) for claim in CLAIMS for side in (claim.with_it, claim.without)}
+    found = dict(zip(names, outcomes(list(names.values()), setting), strict=True))
+    rows = [row(claim, found[claim.with_it].errors, found[claim.without].errors) for claim in CLAIMS]
     head = "| section | what | paper | error with it | without | lower by, 95 % interval | |"
     return "\n".join([head, "|---|---|---|---:|---:|---:|---|", *rows])
 

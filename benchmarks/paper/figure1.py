@@ -30,9 +30,9 @@ class Curve(NamedTuple):
     epochs: list[float]
 
 
-def run(images: members.Images, runs: Path, seeds: int, epochs: int) -> tuple[str, dict[str, Curve]]:
+def run(images: members.Images, runs: Path, seeds: int, epochs: int, sweep: int) -> tuple[str, dict[str, Curve]]:
     """Markdown, and the curves. Runs that reach no 25 % within so many epochs are told as such."""
-    curves = {name: curve(name, images, runs, seeds, epochs) for name in BENDS}
+    curves = {name: curve(name, images, runs, seeds, epochs, sweep) for name in BENDS}
     rows = ["| neuron | best rate | epochs to 25 % training error, 95 % interval | by seed |", "|---|---:|---:|---|"]
     for name, found in curves.items():
         reached = [count for count in found.epochs if count < float("inf")]
@@ -46,8 +46,8 @@ def run(images: members.Images, runs: Path, seeds: int, epochs: int) -> tuple[st
     return "\n".join(rows), curves
 
 
-def curve(name: str, images: members.Images, runs: Path, seeds: int, epochs: int) -> Curve:
-    """The sweep over `RATES`, then as many seeds at the best rate."""
+def curve(name: str, images: members.Images, runs: Path, seeds: int, epochs: int, sweep: int) -> Curve:
+    """The sweep over `RATES`, of so many epochs at most, then as many seeds at the best rate."""
 
     def plan(own_seeds: Sequence[int], rates: Sequence[float]) -> members.Plan:
         bend = BENDS[name]
@@ -56,9 +56,9 @@ def curve(name: str, images: members.Images, runs: Path, seeds: int, epochs: int
         network = network.replace(num_classes=int(images.labels.max()) + 1)
         return members.Plan(network, tuple(own_seeds), tuple(rates), _sgd)
 
-    sweep = plan([seeds] * len(RATES), RATES)  # a seed that is none of those after it
+    rates = plan([seeds] * len(RATES), RATES)  # a seed that is none of those after it
     path = runs / f"figure1-{name}-sweep.safetensors"
-    _, errors = members.trained(sweep, images, epochs, path, lambda rows: bool(rows) and min(rows[-1]) <= ERROR)
+    _, errors = members.trained(rates, images, sweep, path, lambda rows: bool(rows) and min(rows[-1]) <= ERROR)
     rate = RATES[_best(errors)]
     path = runs / f"figure1-{name}-{rate:g}-{seeds}.safetensors"
     every = members.trained(

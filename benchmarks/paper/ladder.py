@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from alexnet_func.app import recipes
 from benchmarks.paper import statistics
-from benchmarks.paper.trials import Outcome, Setting, Trial, outcome
+from benchmarks.paper.trials import Outcome, Setting, Trial, outcomes
 
 
 class Rung(NamedTuple):
@@ -26,21 +26,21 @@ RUNGS = (
 )
 
 
-def trial(rung: Rung, epochs: int | None) -> Trial:
-    """The recipe's own schedule, or the same in so many epochs."""
+def trial(rung: Rung, epochs: int | None, seeds: int | None = None) -> Trial:
+    """The recipe's own schedule, or the same in so many epochs; as many seeds as the setting has, or so many."""
     shorter = () if epochs is None else ("--epochs", str(epochs))
     name = rung.name if epochs is None else f"{rung.name}-{epochs}"
-    return Trial(name, ("--recipe", rung.name, *shorter), rung.views)
+    return Trial(name, ("--recipe", rung.name, *shorter), rung.views, seeds)
 
 
-def run(setting: Setting, shorter: Mapping[str, int], only: Sequence[str]) -> str:
-    """Markdown. `shorter` has the epochs of networks whose schedule is compressed; `only` these networks, or all."""
-    rows = []
-    for rung in RUNGS:
-        if only and rung.name not in only:
-            continue
-        found = outcome(trial(rung, shorter.get(rung.name)), setting)
-        rows.append(row(rung, found))
+def run(setting: Setting, shorter: Mapping[str, int], fewer: Mapping[str, int], only: Sequence[str]) -> str:
+    """Markdown. `shorter` has the epochs of networks whose schedule is compressed, `fewer` the seeds of others.
+
+    `only` these networks, or all.
+    """
+    rungs = [rung for rung in RUNGS if not only or rung.name in only]
+    found = outcomes([trial(rung, shorter.get(rung.name), fewer.get(rung.name)) for rung in rungs], setting)
+    rows = map(row, rungs, found)
     head = "| network | schedule | seeds | test error, 95 % interval | published | minutes, here | minutes, GTX 580 |"
     return "\n".join([head, "|---|---|---:|---:|---:|---:|---:|", *rows])
 

@@ -1,5 +1,8 @@
 """Runs of `alexnet train`, one a seed, which go on where they were stopped, and what came of them."""
 
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,19 +10,25 @@ from benchmarks import accuracy
 
 
 class Trial(NamedTuple):
-    """A training: its name, and what `alexnet train` is told; `views` evaluates the mean over ten crops."""
+    """A training: its name, and what `alexnet train` is told; `views` evaluates the mean over ten crops.
+
+    `seeds` are as many as the setting has unless given.
+    """
 
     name: str
     words: tuple[str, ...]
     views: bool = False
+    seeds: int | None = None
 
 
 class Setting(NamedTuple):
-    """The data as for alexnet train, where runs lie, and the seeds."""
+    """The data as for alexnet train, where runs lie, how many seeds, the device, and how many runs share it."""
 
     data: str
     runs: Path
     seeds: int
+    device: str = "cpu"
+    jobs: int = 1
 
 
 class Outcome(NamedTuple):
@@ -30,16 +39,32 @@ class Outcome(NamedTuple):
     epochs: int
 
 
-def outcome(trial: Trial, setting: Setting) -> Outcome:
-    """Trains what is not trained yet and evaluates it."""
-    errors, minutes, epochs = [], [], 0
-    for seed in range(setting.seeds):
-        run = setting.runs / f"{trial.name}-seed{seed}"
-        where = ["--data", setting.data, "--device", "cpu"]
-        accuracy.alexnet("train", *where, *trial.words, "--seed", str(seed), "--out", str(run), "--resume")
-        lines = accuracy.alexnet("eval", str(run), *where, *["--ten-crop"] * trial.views)
-        errors.append(100 - accuracy.accuracy(lines))
-        course = accuracy.course(run)
-        minutes.append(course[-1][0])
-        epochs = len(course)
-    return Outcome(tuple(errors), tuple(minutes), epochs)
+def outcomes(trials: Sequence[Trial], setting: Setting) -> list[Outcome]:
+    """Trains what is not trained yet, `setting.jobs` runs side by side, and evaluates it."""
+    with ThreadPoolExecutor(setting.jobs) as pool:
+        each = [
+            [pool.submit(_one, trial, seed, setting) for seed in range(trial.seeds or setting.seeds)]
+            for trial in trials
+        ]
+        found = [[one.result() for one in row] for row in each]
+    return [Outcome(tuple(r[0] for r in row), tuple(r[1] for r in row), row[-1][2]) for row in found]
+
+
+def _one(trial: Trial, seed: int, setting: Setting) -> tuple[float, float, int]:
+    """Error in per cent, minutes of training, and epochs."""
+    run, device = setting.runs / f"{trial.name}-seed{seed}", setting.device
+    where = ["--data", setting.data, "--device", device]
+    how = ["--seed", str(seed), "--out", str(run), "--resume", "--precision", "tf32" if device == "cuda" else "float32"]
+    if not _done(run):
+        accuracy.alexnet("train", *where, *trial.words, *how)
+    course = accuracy.course(run)
+    right = 100 * course[-1][1]
+    if trial.views:
+        right = accuracy.accuracy(accuracy.alexnet("eval", str(run), *where, "--ten-crop"))
+    return 100 - right, course[-1][0], len(course)
+
+
+def _done(run: Path) -> bool:
+    """Whether all epochs are on record: then the run's checkpoint need not be there any more."""
+    config = run / "config.json"
+    return config.exists() and len(accuracy.course(run)) == json.loads(config.read_text())["epochs"]
