@@ -6,7 +6,6 @@
 from alexnet_func import (
     allocator,
     arch,
-    captures,
     checkpoint,
     curvature,
     data,
@@ -16,7 +15,6 @@ from alexnet_func import (
     interop,
     losses,
     model,
-    onednn,
     ops,
     optim,
     parallel,
@@ -25,10 +23,7 @@ from alexnet_func import (
     privacy,
     random,
     routes,
-    structure,
-    tensorfile,
     train,
-    weights,
 )
 from alexnet_func.losses import loss_fn
 from alexnet_func.model import forward, init
@@ -36,7 +31,6 @@ from alexnet_func.model import forward, init
 __all__ = [
     "allocator",
     "arch",
-    "captures",
     "checkpoint",
     "curvature",
     "data",
@@ -49,7 +43,6 @@ __all__ = [
     "loss_fn",
     "losses",
     "model",
-    "onednn",
     "ops",
     "optim",
     "parallel",
@@ -58,8 +51,5 @@ __all__ = [
     "privacy",
     "random",
     "routes",
-    "structure",
-    "tensorfile",
     "train",
-    "weights",
 ]

@@ -3,6 +3,11 @@
 import ctypes
 import os
 
+__all__ = [
+    "keep_freed_memory",
+    "use_huge_pages",
+]
+
 # mallopt's parameters, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 

@@ -5,41 +5,84 @@ of the source code of 2011 and 2012 are in `history`.
 """
 
 from alexnet_func import history
-from alexnet_func.history import ALEXNET_145 as ALEXNET_145
-from alexnet_func.history import ALEXNET_145_HALF as ALEXNET_145_HALF
-from alexnet_func.history import ALEXNET_147 as ALEXNET_147
-from alexnet_func.history import ALEXNET_148 as ALEXNET_148
-from alexnet_func.history import BVLC_ALEXNET as BVLC_ALEXNET
-from alexnet_func.history import CUDA_CONVNET_11 as CUDA_CONVNET_11
-from alexnet_func.history import CUDA_CONVNET_13 as CUDA_CONVNET_13
-from alexnet_func.history import CUDA_CONVNET_18 as CUDA_CONVNET_18
-from alexnet_func.history import CUDA_CONVNET_19 as CUDA_CONVNET_19
-from alexnet_func.history import CUDA_CONVNET_26 as CUDA_CONVNET_26
-from alexnet_func.layers import LRN as LRN
-from alexnet_func.layers import AdaptiveAvgPool as AdaptiveAvgPool
-from alexnet_func.layers import AvgPool as AvgPool
-from alexnet_func.layers import CenteredHeNormal as CenteredHeNormal
-from alexnet_func.layers import Constant as Constant
-from alexnet_func.layers import Conv as Conv
-from alexnet_func.layers import Dropout as Dropout
-from alexnet_func.layers import FanInUniform as FanInUniform
-from alexnet_func.layers import Flatten as Flatten
-from alexnet_func.layers import HeNormal as HeNormal
-from alexnet_func.layers import Init as Init
-from alexnet_func.layers import Layer as Layer
-from alexnet_func.layers import Linear as Linear
-from alexnet_func.layers import LocallyConnected as LocallyConnected
-from alexnet_func.layers import MaxPool as MaxPool
-from alexnet_func.layers import Normal as Normal
-from alexnet_func.layers import ReLU as ReLU
-from alexnet_func.layers import Tanh as Tanh
-from alexnet_func.layers import WithinChannelLRN as WithinChannelLRN
-from alexnet_func.layers import ZeroPad as ZeroPad
-from alexnet_func.structure import Arch as Arch
-from alexnet_func.structure import Placed as Placed
-from alexnet_func.structure import Shape as Shape
-from alexnet_func.structure import param_shapes as param_shapes
-from alexnet_func.structure import place as place
+from alexnet_func.history import (
+    ALEXNET_145,
+    ALEXNET_145_HALF,
+    ALEXNET_147,
+    ALEXNET_148,
+    BVLC_ALEXNET,
+    CUDA_CONVNET_11,
+    CUDA_CONVNET_13,
+    CUDA_CONVNET_18,
+    CUDA_CONVNET_19,
+    CUDA_CONVNET_26,
+)
+from alexnet_func.layers import (
+    LRN,
+    AdaptiveAvgPool,
+    AvgPool,
+    CenteredHeNormal,
+    Constant,
+    Conv,
+    Dropout,
+    FanInUniform,
+    Flatten,
+    HeNormal,
+    Init,
+    Layer,
+    Linear,
+    LocallyConnected,
+    MaxPool,
+    Normal,
+    ReLU,
+    Tanh,
+    WithinChannelLRN,
+    ZeroPad,
+)
+from alexnet_func.structure import Arch, Placed, Shape, param_shapes, place
+
+__all__ = [
+    "ALEXNET",
+    "ALEXNET_145",
+    "ALEXNET_145_HALF",
+    "ALEXNET_147",
+    "ALEXNET_148",
+    "ALEXNET_2012",
+    "ALEXNET_CIFAR",
+    "BVLC_ALEXNET",
+    "CAFFENET",
+    "CUDA_CONVNET_11",
+    "CUDA_CONVNET_13",
+    "CUDA_CONVNET_18",
+    "CUDA_CONVNET_19",
+    "CUDA_CONVNET_26",
+    "LRN",
+    "AdaptiveAvgPool",
+    "Arch",
+    "AvgPool",
+    "CenteredHeNormal",
+    "Constant",
+    "Conv",
+    "Dropout",
+    "FanInUniform",
+    "Flatten",
+    "HeNormal",
+    "Init",
+    "Layer",
+    "Linear",
+    "LocallyConnected",
+    "MaxPool",
+    "Normal",
+    "Placed",
+    "ReLU",
+    "Shape",
+    "Tanh",
+    "WithinChannelLRN",
+    "ZeroPad",
+    "get",
+    "param_shapes",
+    "place",
+]
 
 # torchvision's single-tower network, after Krizhevsky, "One weird trick for parallelizing convolutional
 # neural networks" (2014), as torchvision.models.alexnet builds it: dropout before the linear layers,

@@ -15,6 +15,11 @@ from alexnet_func import random, tensorfile
 from alexnet_func.compiled import check_unspent
 from alexnet_func.train import TrainState
 
+__all__ = [
+    "load",
+    "save",
+]
+
 
 def save(path: str | os.PathLike[str], state: TrainState, config: Mapping[str, Any]) -> None:
     """Writes `state` and the JSON-able `config` to `path`.

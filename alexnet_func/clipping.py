@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alexnet_func import parallel, per_sample, random
-from alexnet_func.captures import Examples
+from alexnet_func._captures import Examples
 from alexnet_func.checks import visible
 from alexnet_func.model import Params
 from alexnet_func.ops import square_root

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from alexnet_func import checks, onednn
+from alexnet_func import _onednn, checks
 
 # Inductor writes a value of up to 30 operations out again wherever it is used, which for the rounds of the keys'
 # cipher multiplies: with 8 a step with dropout compiles in 23 s instead of 53, and runs as fast.
@@ -25,9 +25,9 @@ _SPENT = -(2**62)
 def compile_options() -> dict[str, Any]:
     """What `compile_step` gives `torch.compile` as `options`: for whatever else draws from keys or multiplies matrices.
 
-    Compiling a step with dropout takes half as long with them; where `onednn.pays()`, they hold `onednn.options()`.
+    Compiling a step with dropout takes half as long with them; where `_onednn.pays()`, they hold `_onednn.options()`.
     """
-    return {**_OPTIONS, **(onednn.options() if onednn.pays() else {})}
+    return {**_OPTIONS, **(_onednn.options() if _onednn.pays() else {})}
 
 
 def by_shape(function: Callable, **options: Any) -> Callable[..., Any]:

@@ -9,11 +9,22 @@ from torch import Tensor
 from torch.func import grad, jacrev, jvp, vjp, vmap
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from alexnet_func import captures, factors, per_sample, random, tape
+from alexnet_func import _captures, factors, per_sample, random, tape
 from alexnet_func.arch import ALEXNET, Arch, Linear
 from alexnet_func.checks import check_named_tensors, check_tensors, shapes_of
+from alexnet_func.examples import count, examples
 from alexnet_func.factors import Factors
 from alexnet_func.model import Params
+
+__all__ = [
+    "NoiseScale",
+    "empirical_ntk",
+    "fisher_diagonal",
+    "ggn_vp",
+    "gradient_noise_scale",
+    "hvp",
+    "top_eigenvalues",
+]
 
 Scalar = Callable[[Params], Tensor]
 
@@ -72,8 +83,8 @@ def fisher_diagonal(
     Empirical: of the given labels, not of labels drawn from the model (Kunstner et al. 2019 on the difference).
     Raises ValueError for an empty batch, and what `per_sample` raises.
     """
-    count = per_sample.count(batch)
-    if count == 0:
+    n = count(batch)
+    if n == 0:
         raise ValueError("fisher_diagonal needs at least one example")
     options: dict[str, Any] = {
         "arch": arch,
@@ -83,9 +94,9 @@ def fisher_diagonal(
         "views": views,
         "frozen": frozen,
     }
-    parts = per_sample.examples(params, batch, chunk_size=chunk_size, **options)
+    parts = examples(params, batch, chunk_size=chunk_size, **options)
     sums = [part.sum_of_squares() for part in parts]
-    return {name: torch.stack([part[name] for part in sums]).sum(0) / count for name in params}
+    return {name: torch.stack([part[name] for part in sums]).sum(0) / n for name in params}
 
 
 def gradient_noise_scale(
@@ -108,7 +119,7 @@ def gradient_noise_scale(
 
     Raises ValueError for fewer than three examples.
     """
-    n = per_sample.count(batch)
+    n = count(batch)
     if n < 3:
         raise ValueError(f"gradient_noise_scale needs at least three examples, got {n}")
     options: dict[str, Any] = {
@@ -243,11 +254,11 @@ def _kernel_of_jacobians(one: Params, other: Params, of: str) -> Tensor:
 
 def _output_gradients(params: Params, x: Tensor, arch: Arch, of: str) -> list[list[Factors]]:
     """Each layer's factors of every logit, or of their sum."""
-    tapped = captures.tap(params, x, arch=arch)
+    tapped = _captures.tap(params, x, arch=arch)
     classes = torch.eye(arch.num_classes, dtype=tapped.logits.dtype, device=x.device)
     cotangents = classes.sum(0, keepdim=True) if of == "sum" else classes
-    pulled = captures.wide(vmap(lambda c: tapped.pull(c.expand_as(tapped.logits)))(cotangents))
-    inputs = captures.wide(tapped.inputs)
+    pulled = _captures.wide(vmap(lambda c: tapped.pull(c.expand_as(tapped.logits)))(cotangents))
+    inputs = _captures.wide(tapped.inputs)
     return [[Factors(at, inputs[name], g) for g in pulled[name]] for name, at in tapped.layers.items()]
 
 

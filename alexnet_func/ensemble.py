@@ -29,7 +29,18 @@ from alexnet_func.checks import check_named_tensors, check_tensors, shapes_of
 from alexnet_func.losses import Batch, check_pair
 from alexnet_func.model import Params
 from alexnet_func.optim import Optimizer, OptState, Updated
-from alexnet_func.train import Graded, GradFn, Loss, in_precision_of
+from alexnet_func.precision import in_precision_of
+from alexnet_func.train import Graded, GradFn, Loss
+
+__all__ = [
+    "average",
+    "forward",
+    "grad_fn",
+    "init",
+    "optimizer",
+    "stack",
+    "unstack",
+]
 
 Keys = Int32[Tensor, "*m 2"]
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
-from alexnet_func import captures, factors, losses, random, sketches
+from alexnet_func import _captures, factors, losses, random, sketches
+from alexnet_func._captures import Examples
 from alexnet_func.arch import ALEXNET, Arch
-from alexnet_func.captures import Examples
 from alexnet_func.checks import check_tensors
 from alexnet_func.model import Params
 from alexnet_func.threefry import split_each
@@ -26,7 +26,7 @@ Keys = Int32[Tensor, "*k 2"]
 
 
 def examples(params: Params, batch: Any, **options: Any) -> Iterator[Examples]:
-    """What can be asked about the examples' gradients, a chunk at a time: see `captures.Examples`."""
+    """What can be asked about the examples' gradients, a chunk at a time: see `_captures.Examples`."""
     return (chunk() for chunk in chunks(params, batch, **options))
 
 
@@ -72,13 +72,13 @@ def chunks(
             whole = functools.partial(_beside, frozen, loss) if frozen else loss
             return materialised(params, part, whole if views is None else _mean_over_views(whole), keys)
         flat, own = (part, keys) if views is None else one_by_one(part, keys, views)
-        return captures.captured(params, flat, own, views or 1, arch=arch, frozen=frozen or {})
+        return _captures.captured(params, flat, own, views or 1, arch=arch, frozen=frozen or {})
 
     return [functools.partial(chunk, first) for first in range(0, max(1, n), step)]
 
 
 def materialised(params: Params, batch: Any, loss_fn: Loss, keys: Int32[Tensor, "n 2"] | None) -> Examples:
-    """What `captures.captured` knows, of any pure loss, from all gradients by `vmap(grad(loss_fn))`."""
+    """What `_captures.captured` knows, of any pure loss, from all gradients by `vmap(grad(loss_fn))`."""
 
     def loss(params: Params, example: Any, key: Tensor | None) -> Tensor:
         return loss_fn(params, example) if key is None else loss_fn(params, example, key=key)
@@ -89,7 +89,7 @@ def materialised(params: Params, batch: Any, loss_fn: Loss, keys: Int32[Tensor, 
     else:  # which vmap does not take
         by_name = {name: p.new_zeros(0, *p.shape) for name, p in params.items()}
         values = next(iter(params.values())).new_zeros(0)
-    by_name = captures.wide(by_name)
+    by_name = _captures.wide(by_name)
 
     def sum_each(products: Tensor) -> Tensor:
         return _rows(products).sum(1)

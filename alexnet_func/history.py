@@ -23,6 +23,20 @@ from alexnet_func.layers import (
 )
 from alexnet_func.structure import Arch
 
+__all__ = [
+    "ALEXNET_145",
+    "ALEXNET_145_HALF",
+    "ALEXNET_147",
+    "ALEXNET_148",
+    "BVLC_ALEXNET",
+    "CUDA_CONVNET_11",
+    "CUDA_CONVNET_13",
+    "CUDA_CONVNET_18",
+    "CUDA_CONVNET_19",
+    "CUDA_CONVNET_26",
+    "NETWORKS",
+]
+
 _ZERO, _ONE = Constant(0.0), Constant(1.0)
 _SMALL, _WIDE = Normal(0.01), Normal(0.03)  # initW
 

@@ -15,8 +15,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alexnet_func import per_sample
+from alexnet_func.examples import count
 from alexnet_func.model import Params
 from alexnet_func.ops import square_root
+
+__all__ = [
+    "coherence",
+    "cosines",
+    "gradient_diversity",
+    "influence",
+    "relative_influence",
+    "tracin",
+]
 
 
 def cosines(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
@@ -40,7 +50,7 @@ def coherence(params: Params, batch: Any, **keywords: Any) -> Float[Tensor, ""]:
     Chatterjee and Zielinski 2020, "Making coherence out of nothing at all", equation 1 on a sample; 1 over N times
     `gradient_diversity`.
     """
-    return 1 / (per_sample.count(batch) * gradient_diversity(params, batch, **keywords))
+    return 1 / (count(batch) * gradient_diversity(params, batch, **keywords))
 
 
 def tracin(

@@ -17,6 +17,13 @@ from alexnet_func.model import Params
 from alexnet_func.modules import AlexNet
 from alexnet_func.weights import read
 
+__all__ = [
+    "export",
+    "from_module",
+    "load_torchvision",
+    "to_module",
+]
+
 PureForward = Callable[..., Any]
 
 

@@ -12,6 +12,14 @@ from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.checks import visible
 from alexnet_func.model import PLAIN, Params, Table, forward
 
+__all__ = [
+    "Batch",
+    "accuracy",
+    "confusion_matrix",
+    "cross_entropy",
+    "loss_fn",
+]
+
 Batch = tuple[Tensor, Tensor]
 
 # torch leaves examples of this label out, -100 by default, without a word where labels are not looked at.

@@ -44,6 +44,15 @@ from alexnet_func.checks import check_named_tensors
 from alexnet_func.layers import Weighted
 from alexnet_func.structure import fan_in
 
+__all__ = [
+    "Params",
+    "activations",
+    "dropout_noise",
+    "forward",
+    "init",
+    "walk",
+]
+
 Params = dict[str, Tensor]
 
 # A layer function takes the placed layer, its input and its operands: weight and bias for layers that have them, the

@@ -15,6 +15,13 @@ from alexnet_func import tape
 from alexnet_func.checks import check_fraction
 from alexnet_func.layers import LRN, WithinChannelLRN
 
+__all__ = [
+    "classic_dropout",
+    "dropout",
+    "local_response_norm",
+    "within_channel_response_norm",
+]
+
 
 def local_response_norm(x: Float[Tensor, "*n c h w"], layer: LRN) -> Float[Tensor, "*n c h w"]:
     """Local response normalisation across channels, Krizhevsky et al. 2012, section 3.3.

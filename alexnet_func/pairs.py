@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alexnet_func import random
+from alexnet_func._captures import Examples
 from alexnet_func.arch import ALEXNET, Arch
-from alexnet_func.captures import Examples
 from alexnet_func.examples import Keys, Loss, Method, chunks, examples
 from alexnet_func.model import Params
 

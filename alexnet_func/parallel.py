@@ -24,7 +24,22 @@ from torch.utils import _pytree as pytree
 from alexnet_func import random, train
 from alexnet_func.losses import Batch, check_pair
 from alexnet_func.model import Params
-from alexnet_func.train import Graded, GradFn, Loss, Metrics, in_precision_of
+from alexnet_func.precision import in_precision_of
+from alexnet_func.train import Graded, GradFn, Loss, Metrics
+
+__all__ = [
+    "Reduction",
+    "broadcast",
+    "evaluate",
+    "example_keys",
+    "first_rank_first",
+    "grad_fn",
+    "joined",
+    "rank",
+    "share",
+    "summed",
+    "world_size",
+]
 
 if dist.is_available():
     # torch.func.grad imports this, and the defaults of its functions keep the process group of that moment. Kept beyond

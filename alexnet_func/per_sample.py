@@ -48,24 +48,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alexnet_func import captures
+from alexnet_func import _captures
+from alexnet_func._captures import Examples
 from alexnet_func.arch import ALEXNET, Arch
-from alexnet_func.captures import Examples
 from alexnet_func.checks import check_named_tensors, check_number, check_tensors, shapes_of, visible
-from alexnet_func.examples import Keys as Keys
-from alexnet_func.examples import Loss as Loss
-from alexnet_func.examples import Method as Method
-from alexnet_func.examples import chunks as chunks
-from alexnet_func.examples import count as count
-from alexnet_func.examples import examples as examples
+from alexnet_func.examples import Keys, Loss, Method, count, examples
 from alexnet_func.model import Params
 from alexnet_func.ops import square_root
-from alexnet_func.pairs import gram as gram
-from alexnet_func.pairs import layer_grams as layer_grams
-from alexnet_func.pairs import project as project
+from alexnet_func.pairs import gram, layer_grams, project
+
+__all__ = [
+    "clipped_sum",
+    "dots",
+    "grads",
+    "gram",
+    "layer_grams",
+    "layer_norms",
+    "norms",
+    "project",
+    "scaled_sum",
+]
 
 # Of examples and their squared norms by name: each one's weight in a sum, also by name, and who may be in it at all.
-Scaled = tuple[captures.Weights, Tensor | None]
+Scaled = tuple[_captures.Weights, Tensor | None]
 Scale = Callable[[Examples, Params], Scaled]
 
 

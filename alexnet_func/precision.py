@@ -11,6 +11,14 @@ from torch.utils import _pytree as pytree
 
 from alexnet_func import tape
 
+__all__ = [
+    "InPrecision",
+    "Precision",
+    "same_sums",
+    "tf32",
+    "with_precision",
+]
+
 Precision = Literal["float32", "tf32", "bf16"]
 
 

@@ -35,17 +35,24 @@ import torch
 from torch import Tensor
 
 from alexnet_func import clipping, per_sample, random
-from alexnet_func.accounting import audit as audit
-from alexnet_func.accounting import epsilon as epsilon
-from alexnet_func.accounting import noise_for as noise_for
+from alexnet_func.accounting import audit, epsilon, noise_for
 from alexnet_func.arch import ALEXNET, Arch
 from alexnet_func.checks import check_number
 from alexnet_func.model import Params
 from alexnet_func.optim import Optimizer, OptState, Updated, check_optimizer
 from alexnet_func.precision import InPrecision, precision_of
-from alexnet_func.sampling import padded_size as padded_size
-from alexnet_func.sampling import poisson_sample as poisson_sample
+from alexnet_func.sampling import padded_size, poisson_sample
 from alexnet_func.train import Graded, GradFn, Step, Stepped, TrainState
+
+__all__ = [
+    "adaptive",
+    "audit",
+    "dp_grad_fn",
+    "epsilon",
+    "noise_for",
+    "padded_size",
+    "poisson_sample",
+]
 
 _FINITE = "must be finite and not negative"
 

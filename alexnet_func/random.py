@@ -22,15 +22,45 @@ from jaxtyping import Bool, Float, Float32, Int32, Integer, Real, Shaped
 from torch import Tensor
 
 from alexnet_func import distributions
-from alexnet_func.threefry import Key, Shape, as_shape, check_key, draw, generate, split_each
-from alexnet_func.threefry import bits as bits
-from alexnet_func.threefry import clone as clone
-from alexnet_func.threefry import fold_in as fold_in
-from alexnet_func.threefry import key as key
-from alexnet_func.threefry import key_data as key_data
-from alexnet_func.threefry import split as split
-from alexnet_func.threefry import threefry2x32 as threefry2x32
-from alexnet_func.threefry import wrap_key_data as wrap_key_data
+from alexnet_func.threefry import (
+    Key,
+    Shape,
+    as_shape,
+    bits,
+    check_key,
+    clone,
+    draw,
+    fold_in,
+    generate,
+    key,
+    key_data,
+    split,
+    split_each,
+    threefry2x32,
+    wrap_key_data,
+)
+
+__all__ = [
+    "Key",
+    "bernoulli",
+    "bits",
+    "categorical",
+    "choice",
+    "clone",
+    "exponential",
+    "fold_in",
+    "gumbel",
+    "key",
+    "key_data",
+    "normal",
+    "permutation",
+    "randint",
+    "split",
+    "threefry2x32",
+    "truncated_normal",
+    "uniform",
+    "wrap_key_data",
+]
 
 
 def uniform(

@@ -15,6 +15,12 @@ from torch import Tensor
 from alexnet_func.arch import Arch, Conv, MaxPool, Placed, ReLU, Tanh, place
 from alexnet_func.model import PLAIN, LayerFn, Table
 
+__all__ = [
+    "SPACE_TO_DEPTH",
+    "fused",
+    "space_to_depth_conv",
+]
+
 _FEW_CHANNELS = 4
 
 

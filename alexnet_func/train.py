@@ -21,14 +21,24 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from alexnet_func import compiled, precision, random, tape
 from alexnet_func.checks import check_tensors
-from alexnet_func.compiled import compile_options as compile_options
+from alexnet_func.compiled import compile_options
 from alexnet_func.losses import Batch, accuracy, check_pair, cross_entropy
 from alexnet_func.model import Params
 from alexnet_func.optim import Optimizer, OptState, check_optimizer
-from alexnet_func.precision import InPrecision
-from alexnet_func.precision import Precision as Precision
-from alexnet_func.precision import in_precision_of as in_precision_of
-from alexnet_func.precision import with_precision as with_precision
+from alexnet_func.precision import InPrecision, Precision, with_precision
+
+__all__ = [
+    "Metrics",
+    "Precision",
+    "Step",
+    "TrainState",
+    "compile_options",
+    "compile_step",
+    "create_state",
+    "evaluate",
+    "make_step",
+    "with_precision",
+]
 
 Loss = Callable[..., Any] | InPrecision
 # Named, since steps may be made within a compiled function, where Dynamo builds no generic types.

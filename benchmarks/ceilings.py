@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import alexnet_func as af
-from alexnet_func import onednn
+from alexnet_func import _onednn
 from alexnet_func.arch import Arch, Conv, Linear, param_shapes, place
 from benchmarks import timing
 
@@ -50,7 +50,7 @@ def _measure(device: str, dtype: torch.dtype) -> Ceilings:
         "convolution, channels_last": lambda: F.conv2d(x_last, w_last, padding=1),
         "copy": lambda: target.copy_(source),
     }
-    if device == "cpu" and dtype == torch.float32 and onednn.pays():
+    if device == "cpu" and dtype == torch.float32 and _onednn.pays():
         calls["matmul, oneDNN"] = lambda: torch.ops.alexnet_func.onednn_mm(a, b, None)
     best = {name: timed.best for name, timed in timing.interleaved(calls, device=device).items()}
     matmul, convolution = (

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from alexnet_func import onednn
+from alexnet_func import _onednn
 from parity.report import processor
 
 _REST = 0.05  # seconds
@@ -76,7 +76,7 @@ def header(device: str = "cpu") -> str:
     environment = ", ".join(f"{name}={os.environ[name]}" for name in variables if name in os.environ) or "default"
     on_cpu = f"{processor()} with {torch.backends.cpu.get_cpu_capability()}"
     chip = torch.cuda.get_device_name() if device == "cuda" else on_cpu
-    products = "oneDNN" if device == "cpu" and onednn.pays() else "torch's own route"
+    products = "oneDNN" if device == "cpu" and _onednn.pays() else "torch's own route"
     return (
         f"torch {torch.__version__}, Python {platform.python_version()}, {chip}, "
         f"{torch.get_num_threads()} threads, environment {environment}; our compiled matrix products by {products}"

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import alexnet_func as af
 from alexnet_func import curvature, factors, per_sample, sketches
 from alexnet_func.arch import Conv, Linear, LocallyConnected
+from alexnet_func.examples import examples
 from tests.conftest import ARCHS, OLD, TINY, images
 from tests.test_per_sample import ROUTES, norms_of
 from tests.test_per_sample import close as closed
@@ -210,7 +211,7 @@ def test_what_rounding_hides_of_a_norm_is_bounded(layer, scale):
 @pytest.mark.parametrize("arch", SMALL, ids=lambda arch: arch.name)
 def test_of_ordinary_gradients_rounding_hides_little(params, arch):
     params = {name: p.float() for name, p in params[arch.name].items()}
-    (part,) = per_sample.examples(params, images(arch, 8), arch=arch)
+    (part,) = examples(params, images(arch, 8), arch=arch)
     squares, hidden = part.squares(), part.hidden()
     assert (sum(hidden.values()) <= 1e-2 * sum(squares.values())).all()
 

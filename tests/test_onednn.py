@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.func import grad, vmap
 
 import alexnet_func as af
-from alexnet_func import onednn
+from alexnet_func import _onednn
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -33,7 +33,7 @@ def test_product_of_any_layout(m, k, n, a_transposed, b_transposed, biased, seed
 
 def compiled_with(function, *args):
     """The compiled function's result, and how many products oneDNN was called for."""
-    compiled = torch.compile(function, fullgraph=True, dynamic=False, options=onednn.options())
+    compiled = torch.compile(function, fullgraph=True, dynamic=False, options=_onednn.options())
     compiled(*args)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
         result = compiled(*args)
@@ -96,12 +96,12 @@ def test_a_bias_of_one_number_is_left_to_torch():
 
 def test_compiled_steps_use_it_where_it_pays(monkeypatch):
     for pays in (True, False):
-        monkeypatch.setattr(onednn, "pays", lambda pays=pays: pays)
+        monkeypatch.setattr(_onednn, "pays", lambda pays=pays: pays)
         assert ("post_grad_custom_post_pass" in af.train.compile_options()) == pays
 
 
 def test_torch_without_onednn_is_refused(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not onednn.pays()
+    assert not _onednn.pays()
     with pytest.raises(RuntimeError, match="without oneDNN"):
-        onednn.options.__wrapped__()
+        _onednn.options.__wrapped__()

@@ -8,13 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alexnet_func import curvature, model, per_sample
+from alexnet_func import curvature, model
 from alexnet_func.app import score, tables
 from alexnet_func.app.models import Model
 from alexnet_func.app.progress import Show
 from alexnet_func.data import preprocess, sources
 from alexnet_func.data.records import Dataset
 from alexnet_func.data.sources import Reading, Source
+from alexnet_func.examples import examples
 
 _BATCH = 64  # images whose captures are in memory at once
 _SHOWN = 32
@@ -84,14 +85,14 @@ def _find(images: Source, source: Model) -> Findings:
     layers: list[str] = []
     orders = torch.arange(len(images.labels)).split(_BATCH)
     for index, (x, y) in preprocess.indexed_batches(images, orders, source.arch, source.moments):
-        (examples,) = per_sample.examples(source.params, (x, y), arch=source.arch)
-        by_name = examples.squares()
+        (part,) = examples(source.params, (x, y), arch=source.arch)
+        by_name = part.squares()
         layers = list(dict.fromkeys(name.rpartition(".")[0] for name in by_name))
         by_layer = [by_name[f"{layer}.weight"] + by_name[f"{layer}.bias"] for layer in layers]
         squares.append(torch.stack(by_layer).cpu())
         with torch.no_grad():
             predicted = score.finite(model.forward(source.params, x, arch=source.arch)).argmax(-1)
-        parts.append((index.cpu(), y.cpu(), predicted.cpu(), examples.losses.cpu()))
+        parts.append((index.cpu(), y.cpu(), predicted.cpu(), part.losses.cpu()))
     indices, label, predicted, loss = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     square = torch.cat(squares, 1)
     total = square.sum(0)

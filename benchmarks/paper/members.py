@@ -13,6 +13,7 @@ from alexnet_func import checkpoint, ensemble, losses, model, optim, random, tra
 from alexnet_func.arch import Arch
 from alexnet_func.data import augment, preprocess
 from alexnet_func.data.preprocess import Moments
+from alexnet_func.precision import in_precision_of
 
 BATCH = 128
 
@@ -80,7 +81,7 @@ def _graded(arch: Arch, precision: train.Precision) -> train.GradFn:
         grads, (values, wrong) = each(stacked, batch)
         return grads, {"loss": values.mean(), "wrong": wrong}
 
-    return train.in_precision_of(rounded, gradients)
+    return in_precision_of(rounded, gradients)
 
 
 def _epoch(step: Any, state: train.TrainState, images: Images, epoch: int) -> tuple[train.TrainState, Tensor]:

@@ -5,7 +5,7 @@ linear layer takes 31 ms for 32 images on two cores of an EPYC where oneDNN take
 pass over the compiler's finished graph exchanges the products, those of forward, backward and optimiser alike, when
 all transforms are through. Results are equal to rounding. `torch.compile` takes the pass as an option:
 
-    torch.compile(f, options=onednn.options())
+    torch.compile(f, options=_onednn.options())
 
 """
 
