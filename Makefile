@@ -9,7 +9,7 @@ STAMP := $(VENV)/installed-$(VERSION)
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup train test lint parity bench gpu notebook
+.PHONY: help setup train test lint parity bench gpu docs notebook
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -46,6 +46,10 @@ bench: $(STAMP)  ## Measure speed and memory, beside other libraries (about an h
 
 gpu:  ## The first half hour on a machine with a GPU: tests, parity, speed, accuracy
 	$(PYTHON) -m benchmarks.gpu
+
+docs: $(STAMP)  ## Build the pages into site/, which a browser opens at site/index.html
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 notebook: $(STAMP)  ## Install Jupyter and open AlexNet.ipynb
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebook]'

@@ -3,6 +3,8 @@
 `init`, `forward` and `loss_fn` stand here; everything else lives in its room, such as `random`, `arch` or `train`.
 """
 
+from importlib import metadata
+
 from alexnet_func import (
     allocator,
     arch,
@@ -27,6 +29,11 @@ from alexnet_func import (
 )
 from alexnet_func.losses import loss_fn
 from alexnet_func.model import forward, init
+
+try:
+    __version__ = metadata.version("alexnet_func")
+except metadata.PackageNotFoundError:  # a folder on the path, not an installation
+    __version__ = "0.0.0+unknown"
 
 __all__ = [
     "allocator",

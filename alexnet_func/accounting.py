@@ -24,7 +24,7 @@ def epsilon(
     examples: int | None = None,
     size: int | None = None,
 ) -> float:
-    """The epsilon of `steps` steps at `delta`, by the privacy loss distribution of the Poisson-sampled Gaussian.
+    """Computes epsilon at `delta` for `steps` steps, by the privacy loss distribution of the Poisson-sampled Gaussian.
 
     With `examples` in the data set and samples that are cut to `size`, as `poisson_sample` does, it is that of the
     truncated sample (Ganesh et al. 2025, arXiv 2508.15089), which is a little larger. Computed by the `dp-accounting`
@@ -33,6 +33,10 @@ def epsilon(
 
     Raises ImportError without that library; ValueError for a rate outside [0, 1], a delta outside (0, 1), a negative
     number, and for one of `examples` and `size` without the other or out of order.
+
+    Examples:
+        >>> round(af.privacy.epsilon(4.0, 0.01, steps=1000, delta=1e-5), 2)
+        0.27
     """
     if not (noise_multiplier >= 0 and 0 <= sampling_rate <= 1 and steps >= 0 and 0 < delta < 1):
         raise ValueError(
@@ -74,9 +78,13 @@ def noise_for(
     examples: int | None = None,
     size: int | None = None,
 ) -> float:
-    """The least noise multiplier, to 1e-3 of it but not below 2e-3, with which `epsilon` is at most `target`.
+    """Finds the least noise multiplier, to 1e-3 of it but not below 2e-3, with which `epsilon` is at most `target`.
 
     Raises ValueError for a target that is not positive; errors else as `epsilon`.
+
+    Examples:
+        >>> round(af.privacy.noise_for(0.5, delta=1e-5, sampling_rate=0.01, steps=1000), 1)
+        2.4
     """
     if not target > 0:
         raise ValueError(f"the epsilon aimed at must be positive, got {target}")
@@ -125,7 +133,7 @@ def audit(
     guesses: int | None = None,
     confidence: float = 0.95,
 ) -> float:
-    """A lower bound of epsilon at `delta`, true with that confidence, from the canaries of one training run.
+    """Computes a lower bound of epsilon at `delta`, true with `confidence`, from the canaries of one training run.
 
     Each of m canaries, examples made to be remembered, was in the training set or not by a fair coin of its own:
     `included`. `scores` say how much each looks as if it was, the higher the more: for example its negative loss. The
@@ -135,7 +143,14 @@ def audit(
 
     Raises ImportError without scipy (extra `privacy`); ValueError unless scores and included have one length,
     2 <= guesses <= m, no score is NaN, delta lies in [0, 1) and confidence in (0, 1); TypeError for `included` that is
-    not of booleans. Equal scores are ordered at random.
+    not of booleans. Equal scores are ordered by a fixed key.
+
+    Examples:
+        >>> included = torch.arange(100) % 2 == 0
+        >>> round(af.privacy.audit(included.float(), included, delta=1e-5), 1)  # every guess right
+        2.0
+        >>> af.privacy.audit(torch.arange(100.0), included, delta=1e-5)  # scores that tell nothing
+        0.0
     """
     if included.dtype != torch.bool:
         raise TypeError(f"included must be a tensor of booleans, got {included.dtype}")

@@ -180,7 +180,10 @@ _BY_NAME = {arch.name: arch for arch in _NAMED}
 
 
 def get(name: str) -> Arch:
-    """The named network: "alexnet", "alexnet_2012", "caffenet", "alexnet_cifar" or one of `history`."""
+    """Returns the network of a name: "alexnet", "alexnet_2012", "caffenet", "alexnet_cifar" or one of `history`.
+
+    Raises ValueError for another name.
+    """
     if name not in _BY_NAME:
         raise ValueError(f"unknown arch {name!r}; there are {', '.join(_BY_NAME)}")
     return _BY_NAME[name]

@@ -27,6 +27,10 @@ def save(path: str | os.PathLike[str], state: TrainState, config: Mapping[str, A
     The file is written beside `path`, synced and renamed: whenever the process dies, `path` holds the old checkpoint or
     the new one. Raises OSError where it cannot be written; the old one then stays. Raises ValueError or TypeError for
     a state that was given to a donated step, and for one that `load` would refuse.
+
+    Examples:
+        >>> state = af.train.create_state(params, af.optim.sgd(0.1), key=key)
+        >>> af.checkpoint.save("run.ckpt", state, {"arch": arch.to_json(), "epochs": 10})
     """
     flat = _flatten(state._asdict())
     _state(_unflatten(flat))
@@ -34,10 +38,17 @@ def save(path: str | os.PathLike[str], state: TrainState, config: Mapping[str, A
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[TrainState, dict[str, Any]]:
-    """The state, on `device`, and the configuration that `save` wrote.
+    """Reads the state, onto `device`, and the configuration that `save` wrote to `path`.
 
     Raises FileNotFoundError for a missing file, PermissionError for one that may not be read; ValueError, naming the
     file and the reason, for one that is truncated, altered or no checkpoint, or holds no training state.
+
+    Examples:
+        >>> state = af.train.create_state({"weight": torch.ones(3)}, af.optim.sgd(0.1), key=key)
+        >>> af.checkpoint.save("run.ckpt", state, {"epochs": 10})
+        >>> state, config = af.checkpoint.load("run.ckpt")
+        >>> state.params, config
+        ({'weight': tensor([1., 1., 1.])}, {'epochs': 10})
     """
     tensors, config = tensorfile.read(path, "checkpoint")
     try:

@@ -23,9 +23,15 @@ _SPENT = -(2**62)
 
 
 def compile_options() -> dict[str, Any]:
-    """What `compile_step` gives `torch.compile` as `options`: for whatever else draws from keys or multiplies matrices.
+    """Returns the `options` that `compile_step` gives `torch.compile`.
 
-    Compiling a step with dropout takes half as long with them; where `_onednn.pays()`, they hold `_onednn.options()`.
+    They serve whatever else draws from keys or multiplies matrices. Compiling a step with dropout takes half as long
+    with them; where `_onednn.pays()`, they hold `_onednn.options()`.
+
+    Examples:
+        >>> options = af.train.compile_options()  # for torch.compile(function, options=options)
+        >>> options["realize_opcount_threshold"]
+        8
     """
     return {**_OPTIONS, **(_onednn.options() if _onednn.pays() else {})}
 

@@ -30,7 +30,7 @@ Scalar = Callable[[Params], Tensor]
 
 
 class NoiseScale(NamedTuple):
-    """`scale = trace / square`: the batch size, in examples, at which a mean gradient is as much noise as signal.
+    """Holds `scale = trace / square`: the batch size, in examples, at which a mean gradient is as much noise as signal.
 
     `standard_error` is that of `scale`. `trace` estimates the trace of the covariance of the examples' gradients,
     `square` the squared norm of their mean over the distribution; both without bias, so that `square`, and with it
@@ -44,21 +44,31 @@ class NoiseScale(NamedTuple):
 
 
 def hvp(loss: Scalar, params: Params, v: Params) -> Params:
-    """The Hessian of `loss(params) -> scalar` times `v`: the gradient of its gradient times `v` (Pearlmutter 1994).
+    """Multiplies the Hessian of `loss(params) -> scalar` by `v`.
 
-    Costs about four evaluations of the loss. Reverse over reverse, as forward over reverse fails in torch for losses
-    such as `F.mse_loss` (pytorch#123996). Raises ValueError that lists every missing, unknown or misshapen tensor
-    of `v`.
+    It is the gradient of the loss's gradient times `v` (Pearlmutter 1994), for about four evaluations of the loss. It
+    goes reverse over reverse, as forward over reverse fails in torch for losses such as `F.mse_loss` (pytorch#123996).
+    Raises ValueError that lists every missing, unknown or misshapen tensor of `v`.
+
+    Examples:
+        >>> w, v = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.ones(2)}
+        >>> af.curvature.hvp(lambda p: (p["w"] ** 4).sum(), w, v)  # 12 w^2
+        {'w': tensor([12., 48.])}
     """
     _check_like(params, v)
     return grad(lambda p: _inner(grad(loss)(p), v))(params)
 
 
 def ggn_vp(forward: Callable[[Params], Tensor], loss: Callable[[Tensor], Tensor], params: Params, v: Params) -> Params:
-    """The generalised Gauss-Newton matrix of `loss(forward(params))` times `v`: `J^T H J v` (Schraudolph 2002).
+    """Multiplies the generalised Gauss-Newton matrix of `loss(forward(params))` by `v`: `J^T H J v` (Schraudolph 2002).
 
     `J` is the Jacobian of `forward(params) -> outputs` and `H` the Hessian of `loss(outputs) -> scalar`. For
     cross-entropy this is the Fisher matrix. Errors as `hvp`.
+
+    Examples:
+        >>> w, v = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.ones(2)}
+        >>> af.curvature.ggn_vp(lambda p: p["w"] ** 2, lambda outputs: (outputs**2).sum(), w, v)  # 8 w^2
+        {'w': tensor([ 8., 32.])}
     """
     _check_like(params, v)
     outputs, moved = jvp(forward, (params,), (v,))[:2]
@@ -78,10 +88,16 @@ def fisher_diagonal(
     views: int | None = None,
     frozen: Params | None = None,
 ) -> Params:
-    """The diagonal of the empirical Fisher matrix, `mean_n g_n^2`, by parameter name; arguments as in `per_sample`.
+    """Computes the diagonal of the empirical Fisher matrix, `mean_n g_n^2`, by parameter name.
 
-    Empirical: of the given labels, not of labels drawn from the model (Kunstner et al. 2019 on the difference).
-    Raises ValueError for an empty batch, and what `per_sample` raises.
+    Arguments are those of `per_sample`. Empirical: of the given labels, not of labels drawn from the model (Kunstner et
+    al. 2019 on the difference). Raises ValueError for an empty batch, and what `per_sample` raises.
+
+    Examples:
+        >>> fisher = af.curvature.fisher_diagonal(params, batch, arch=arch)
+        >>> norms = af.per_sample.norms(params, batch, arch=arch)
+        >>> torch.allclose(sum(f.sum() for f in fisher.values()), norms.square().mean(), rtol=1e-3)
+        True
     """
     n = count(batch)
     if n == 0:
@@ -111,13 +127,19 @@ def gradient_noise_scale(
     views: int | None = None,
     frozen: Params | None = None,
 ) -> NoiseScale:
-    """The simple noise scale tr(Sigma) / |G|^2 of McCandlish et al. 2018, equation 2.9; arguments as in `per_sample`.
+    """Estimates the simple noise scale tr(Sigma) / |G|^2 of McCandlish et al. 2018, equation 2.9.
 
-    With N gradients of mean G_N: `trace = N / (N - 1) (mean |g_n|^2 - |G_N|^2)` and
-    `square = (N |G_N|^2 - mean |g_n|^2) / (N - 1)`, their appendix A.1 for batches of 1 and N. The standard error is
-    the jackknife's: exact leave-one-out values follow from the norms and from `<g_n, G_N>`.
+    Arguments are those of `per_sample`. With N gradients of mean G_N: `trace = N / (N - 1) (mean |g_n|^2 - |G_N|^2)`
+    and `square = (N |G_N|^2 - mean |g_n|^2) / (N - 1)`, their appendix A.1 for batches of 1 and N. The standard error
+    is the jackknife's: exact leave-one-out values follow from the norms and from `<g_n, G_N>`.
 
     Raises ValueError for fewer than three examples.
+
+    Examples:
+        >>> w, data = {"w": torch.tensor(0.0)}, (torch.tensor([1.0, 2.0, 3.0]), torch.arange(3))
+        >>> found = af.curvature.gradient_noise_scale(w, data, loss_fn=lambda p, b, key=None: (p["w"] - b[0]) ** 2 / 2)
+        >>> [round(float(part), 2) for part in (found.trace, found.square, found.scale)]  # of the gradients -1, -2, -3
+        [1.0, 3.67, 0.27]
     """
     n = count(batch)
     if n < 3:
@@ -154,7 +176,7 @@ def _noise_scale(n: int, square_mean: Tensor, mean_square: Tensor) -> tuple[Tens
 def top_eigenvalues(
     loss: Scalar, params: Params, k: int, *, key: random.Key, iterations: int = 32
 ) -> Float[Tensor, "k"]:
-    """The `k` algebraically largest eigenvalues of the Hessian of `loss(params)`, descending.
+    """Computes the `k` algebraically largest eigenvalues of the Hessian of `loss(params)`, descending.
 
     Lanczos' method from a random vector with full reorthogonalisation: `iterations` products with the Hessian, and as
     many vectors of the size of the parameters in memory. Values are Ritz values: never above the true ones but by
@@ -162,6 +184,11 @@ def top_eigenvalues(
 
     Branches on values, so that it can be neither mapped nor compiled. Raises ValueError there, and unless
     1 <= k <= iterations.
+
+    Examples:
+        >>> loss = lambda p: (torch.tensor([1.0, 2.0, 3.0]) * p["w"] ** 2).sum() / 2
+        >>> af.curvature.top_eigenvalues(loss, {"w": torch.ones(3)}, 2, key=key).round(decimals=3)
+        tensor([3., 2.])
     """
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or tape.mapped():
         raise ValueError("top_eigenvalues branches on values: call it in a loop, not under vmap, compile or a tracer")
@@ -212,11 +239,11 @@ def empirical_ntk(
     forward: Callable[[Params, Tensor], Tensor] | None = None,
     of: Literal["classes", "trace", "sum"] = "classes",
 ) -> Float[Tensor, "n m ..."]:
-    """The empirical neural tangent kernel `J(x1) J(x2)^T` of the logits, [N, M, classes, classes] (Jacot et al. 2018).
+    """Computes the empirical neural tangent kernel `J(x1) J(x2)^T` of the logits (Jacot et al. 2018).
 
-    `J` are the Jacobians of `model.forward` in evaluation by all parameters; `x2=None` means x1. With `of="trace"` it
-    is the kernel's trace over classes, [N, M], and with "sum" the kernel of the sum of the logits, [N, M], for one
-    backward pass (Mohamadi et al. 2023, "pseudo-NTK", without its division by the classes).
+    It is [N, M, classes, classes]. `J` are the Jacobians of `model.forward` in evaluation by all parameters; `x2=None`
+    means x1. With `of="trace"` it is the kernel's trace over classes, [N, M], and with "sum" the kernel of the sum of
+    the logits, [N, M], for one backward pass (Mohamadi et al. 2023, "pseudo-NTK", without its division by the classes).
 
     By contraction layer by layer of inputs and output gradients (Novak et al. 2022, "structured derivatives"): one
     forward and `classes` backward passes, and no gradient of a linear layer is formed; a convolution's are, 1 GiB at a
@@ -224,6 +251,12 @@ def empirical_ntk(
     the place of the arch: by `vmap(jacrev)`, which forms all Jacobians.
 
     Raises ValueError for an unknown `of`; errors else as `model.forward` raises them.
+
+    Examples:
+        >>> af.curvature.empirical_ntk(params, batch[0], arch=arch, of="sum").shape
+        torch.Size([4, 4])
+        >>> af.curvature.empirical_ntk({"w": torch.ones(2)}, torch.ones(4, 2), forward=lambda p, x: p["w"] * x).shape
+        torch.Size([4, 4, 2, 2])
     """
     if of not in ("classes", "trace", "sum"):
         raise ValueError(f'of must be "classes", "trace" or "sum", got {of!r}')

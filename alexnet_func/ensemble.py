@@ -52,9 +52,17 @@ def init(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Params:
-    """Member i as `model.init(keys[i], arch)` draws it, bit for bit.
+    """Draws member i as `model.init(keys[i], arch)` does, bit for bit.
 
     Raises ValueError unless keys are [M, 2], as `random.split(key, M)` gives them; the rest as `model.init` raises it.
+
+    Examples:
+        >>> keys = af.random.split(key, 2)
+        >>> members = af.ensemble.init(keys, arch)
+        >>> members["classifier.6.weight"].shape
+        torch.Size([2, 10, 1024])
+        >>> torch.equal(members["classifier.6.weight"][1], af.init(keys[1], arch)["classifier.6.weight"])
+        True
     """
     if not isinstance(keys, Tensor) or keys.dim() != 2:
         given = list(keys.shape) if isinstance(keys, Tensor) else type(keys).__name__
@@ -67,9 +75,14 @@ def init(
 
 
 def stack(members: Sequence[Params]) -> Params:
-    """Parameters of M models of one arch as [M, *shape] by name; `unstack` is the inverse.
+    """Stacks the parameters of M `members`, models of one arch, as [M, *shape] by name; `unstack` is the inverse.
 
     Raises ValueError for no members, and for members of other names or shapes than the first.
+
+    Examples:
+        >>> af.ensemble.stack([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])["w"]
+        tensor([[0., 0.],
+                [1., 1.]])
     """
     if not members:
         raise ValueError("members must not be empty")
@@ -81,7 +94,12 @@ def stack(members: Sequence[Params]) -> Params:
 
 
 def unstack(stacked: Params) -> list[Params]:
-    """Each member's parameters, views into the stacked ones."""
+    """Returns each member's parameters, views into the `stacked` ones.
+
+    Examples:
+        >>> af.ensemble.unstack({"w": torch.tensor([[0.0, 0.0], [1.0, 1.0]])})
+        [{'w': tensor([0., 0.])}, {'w': tensor([1., 1.])}]
+    """
     return [{name: p[i] for name, p in stacked.items()} for i in range(_count(stacked))]
 
 
@@ -93,10 +111,17 @@ def forward(
     key: Keys | None = None,
     chunk_size: int | None = None,
 ) -> Float[Tensor, "m *n classes"]:
-    """Every member's logits, [M, N, classes] or [M, classes]. With a key [2] member i has `split(key, M)[i]`, or row i
-    of a key [M, 2]. `chunk_size` is `vmap`'s: so many members at once.
+    """Computes every member's logits of `x`, [M, N, classes] or [M, classes].
+
+    With a key [2] member i has `split(key, M)[i]`, or row i of a key [M, 2]. `chunk_size` is `vmap`'s: so many members
+    at once.
 
     Raises ValueError for stacked parameters or images that differ in M; the rest as `model.forward` raises it.
+
+    Examples:
+        >>> members = af.ensemble.stack([params, af.init(af.random.key(1), arch)])
+        >>> af.ensemble.forward(members, batch[0], arch=arch).shape
+        torch.Size([2, 4, 10])
     """
     count = _count(stacked)
     keys = None if key is None else _member_keys(key, count)
@@ -109,19 +134,32 @@ def forward(
 
 
 def average(stacked: Params, x: Float[Tensor, "*n c h w"], *, arch: Arch = ALEXNET) -> Float[Tensor, "*n classes"]:
-    """The logarithm of the members' mean probabilities: logits of the averaged prediction, [N, classes].
+    """Computes the log of the members' mean probabilities for `x`: logits of the averaged prediction, [N, classes].
 
     Krizhevsky et al. 2012, table 2: five networks averaged err 16.4 % where one errs 18.2 %.
+
+    Examples:
+        >>> members = af.ensemble.stack([params, af.init(af.random.key(1), arch)])
+        >>> log_p = af.ensemble.average(members, batch[0], arch=arch)
+        >>> log_p.shape, torch.allclose(log_p.exp().sum(-1), torch.ones(4))
+        (torch.Size([4, 10]), True)
     """
     log_p = forward(stacked, x, arch=arch).log_softmax(-1)
     return log_p.logsumexp(0) - math.log(len(log_p))
 
 
 def grad_fn(loss_fn: Loss, *, chunk_size: int | None = None) -> GradFn:
-    """For `train.make_step`: every member's own gradient of `loss_fn(params, batch, key=key)`.
+    """Returns, for `train.make_step`, every member's own gradient of `loss_fn(params, batch, key=key)`.
 
     The batch is one for all, or (x [M, N, C, H, W], y [M, N]), one a member. Member i has the key `split(key, M)[i]`.
     Metrics: "losses" [M], and their mean, "loss". `chunk_size` is `vmap`'s: so many members at once.
+
+    Examples:
+        >>> members = af.ensemble.stack([params, af.init(af.random.key(1), arch)])
+        >>> grad_fn = af.ensemble.grad_fn(lambda p, batch, key: af.loss_fn(p, batch, arch=arch, key=key))
+        >>> grads, metrics = grad_fn(members, batch, key)
+        >>> grads["features.0.weight"].shape, metrics["losses"].shape
+        (torch.Size([2, 64, 3, 3, 3]), torch.Size([2]))
     """
 
     def gradients(stacked: Params, batch: Batch, key: Tensor) -> Graded:
@@ -138,12 +176,19 @@ def grad_fn(loss_fn: Loss, *, chunk_size: int | None = None) -> GradFn:
 
 
 def optimizer(make: Callable[[Tensor], Optimizer], rates: Float[Tensor, "m"]) -> Optimizer:
-    """`make(rates[i])` for member i, as one optimiser of stacked parameters.
+    """Applies `make(rates[i])` to member i, as one optimiser of stacked parameters.
 
     `make` is given a scalar tensor, and may use it for a learning rate or in a schedule:
     `lambda rate: optim.sgd(lambda step: rate * fall(step), momentum=0.9)`. Raises ValueError, from `init`, for
     parameters of another number of members than there are rates, or on another device: a copy in every step would be
     waited for.
+
+    Examples:
+        >>> sweep = af.ensemble.optimizer(lambda rate: af.optim.sgd(rate), torch.tensor([0.1, 0.5]))
+        >>> members = {"w": torch.ones(2, 1)}
+        >>> sweep.update(members, sweep.init(members), members, torch.tensor(0))[0]["w"]
+        tensor([[0.9000],
+                [0.5000]])
     """
 
     def check(stacked: Params) -> None:

@@ -28,7 +28,7 @@ PureForward = Callable[..., Any]
 
 
 def from_module(module: nn.Module) -> tuple[PureForward, Params, Params]:
-    """Any module as `(forward, params, buffers)`, with `forward(params, buffers, *args, **kwargs)` pure.
+    """Turns any module into `(forward, params, buffers)`, with `forward(params, buffers, *args, **kwargs)` pure.
 
     The dicts hold copies: training the module afterwards changes neither them nor `forward`. Inputs and outputs are
     those of the module's own forward; with `torch.func.functional_call` underneath, every transform applies. Tensors
@@ -40,6 +40,11 @@ def from_module(module: nn.Module) -> tuple[PureForward, Params, Params]:
     for `torch.jit`; and from `forward` for missing, unknown or misshapen tensors, and where it uses a tensor that was
     made of parameters before. A module that draws by itself, as `F.dropout` in its forward does, cannot be seen: call
     `eval()` first.
+
+    Examples:
+        >>> forward, params, buffers = af.interop.from_module(torch.nn.Linear(3, 2))
+        >>> torch.func.grad(lambda p: forward(p, buffers, torch.ones(3)).sum())(params)["bias"]
+        tensor([1., 1.])
     """
     _check_liftable(module)
     params = {name: p.detach().clone() for name, p in module.named_parameters()}
@@ -130,9 +135,14 @@ def _flatten_again(part: nn.RNNBase, args: Any) -> None:
 
 
 def to_module(params: Params, arch: Arch = ALEXNET) -> nn.Module:
-    """A module in evaluation mode whose `state_dict()` is a copy of `params`, on their device and in their dtype.
+    """Makes a module in evaluation mode whose `state_dict()` is a copy of `params`, on their device and in their dtype.
 
     Raises ValueError that lists every missing, unknown or misshapen parameter.
+
+    Examples:
+        >>> module = af.interop.to_module(params, arch)
+        >>> torch.allclose(module(batch[0]), af.forward(params, batch[0], arch=arch), atol=1e-4)
+        True
     """
     check_named_tensors(param_shapes(arch), params, f"params of {arch.name}")
     with torch.device("meta"):
@@ -142,7 +152,7 @@ def to_module(params: Params, arch: Arch = ALEXNET) -> nn.Module:
 
 
 def load_torchvision(weights: Any) -> Params:
-    """The parameters of a torchvision AlexNet, published or from a file.
+    """Loads the parameters of a torchvision AlexNet, published or from a file.
 
     `weights` is a `torchvision.models.AlexNet_Weights`, the name of one such as "IMAGENET1K_V1" or "DEFAULT"
     (downloaded on first use by torchvision, its hash checked), or the path of a file, which `weights.read` reads
@@ -150,6 +160,12 @@ def load_torchvision(weights: Any) -> Params:
 
     Raises FileNotFoundError for a path that is not there, ValueError for a file that holds something else, OSError
     where the download fails.
+
+    Examples:
+        >>> shapes = af.arch.param_shapes(af.arch.ALEXNET.replace(num_classes=7))
+        >>> torch.save({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, "finetuned.pth")
+        >>> af.interop.load_torchvision("finetuned.pth")["classifier.6.weight"].shape
+        torch.Size([7, 4096])
     """
     if not isinstance(weights, str | os.PathLike) or _is_weights_name(weights):
         return _download(weights)
@@ -159,10 +175,16 @@ def load_torchvision(weights: Any) -> Params:
 
 
 def export(params: Params, path: str | os.PathLike[str], arch: Arch = ALEXNET) -> None:
-    """Writes the evaluation forward, for any batch size, as `torch.export` (*.pt2) or ONNX (*.onnx), by the suffix.
+    """Writes the evaluation forward to `path`, for any batch size, as `torch.export` (*.pt2) or ONNX (*.onnx).
 
-    ONNX needs the packages onnx and onnxscript. The input is named "x" [N, C, H, W] at the arch's image size, the
-    output "logits" [N, classes]. Raises ValueError for another suffix.
+    The suffix decides. ONNX needs the packages onnx and onnxscript. The input is named "x" [N, C, H, W] at the arch's
+    image size, the output "logits" [N, classes]. Raises ValueError for another suffix.
+
+    Examples:
+        >>> small = arch.replace(features=arch.features[:3], classifier=arch.classifier[-1:])
+        >>> af.interop.export(af.init(key, small), "small.pt2", small)
+        >>> torch.export.load("small.pt2").module()(batch[0]).shape
+        torch.Size([4, 10])
     """
     path = Path(path)
     if path.suffix not in (".pt2", ".onnx"):

@@ -22,7 +22,7 @@ from alexnet_func.fields import (
 
 @dataclass(frozen=True)
 class Normal:
-    """Draw from N(0, std^2)."""
+    """Draws from N(0, std^2)."""
 
     std: float
 
@@ -32,12 +32,12 @@ class Normal:
 
 @dataclass(frozen=True)
 class HeNormal:
-    """Draw from N(0, 2 / fan_in): He et al. 2015, equation 10."""
+    """Draws from N(0, 2 / fan_in): He et al. 2015, equation 10."""
 
 
 @dataclass(frozen=True)
 class CenteredHeNormal:
-    """Draw as `HeNormal` and take from each unit's weights their mean, so that it ignores what its inputs share.
+    """Draws as `HeNormal` and takes from each unit's weights their mean, so that it ignores what its inputs share.
 
     After a ReLU all inputs have a positive mean, which would otherwise grow from layer to layer until all images look
     alike: Huang et al. 2017, "Centered weight normalization", of which this is the start alone.
@@ -46,12 +46,12 @@ class CenteredHeNormal:
 
 @dataclass(frozen=True)
 class FanInUniform:
-    """Draw from U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of torch's Conv2d and Linear."""
+    """Draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of torch's Conv2d and Linear."""
 
 
 @dataclass(frozen=True)
 class Constant:
-    """Fill with one value."""
+    """Fills the tensor with one `value`."""
 
     value: float
 
@@ -66,7 +66,7 @@ INIT = Rule("must be an initialisation such as Normal(0.01)", lambda v: type(v) 
 
 @dataclass(frozen=True)
 class Conv:
-    """A 2-d convolution with bias; `padding` zeros on every side."""
+    """Applies a 2-d convolution with bias and `padding` zeros on every side."""
 
     out_channels: int
     kernel_size: int
@@ -83,7 +83,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class LocallyConnected:
-    """A convolution whose weights are not shared: every position of the output has its own, and its own bias.
+    """Applies a convolution whose weights are not shared: every position of the output has its own, and its own bias.
 
     The paper's CIFAR-10 networks end in two of these (Krizhevsky 2011, "cuda-convnet", type "local"). An image of
     another size would have other positions: the arch's `image_size` is the only one that is taken.
@@ -103,7 +103,7 @@ class LocallyConnected:
 
 @dataclass(frozen=True)
 class Linear:
-    """An affine layer; `out_features=None` means the arch's `num_classes`."""
+    """Applies an affine map; `out_features=None` means the arch's `num_classes`."""
 
     out_features: int | None
     weight: Init = FanInUniform()
@@ -115,12 +115,12 @@ class Linear:
 
 @dataclass(frozen=True)
 class ReLU:
-    """max(x, 0)."""
+    """Computes max(x, 0)."""
 
 
 @dataclass(frozen=True)
 class Tanh:
-    """The hyperbolic tangent, which networks had before ReLU (Krizhevsky et al. 2012, section 3.1).
+    """Computes the hyperbolic tangent, which networks had before ReLU (Krizhevsky et al. 2012, section 3.1).
 
     Being bounded it also suits private training (Papernot et al. 2021, "Tempered sigmoid activations").
     """
@@ -128,7 +128,7 @@ class Tanh:
 
 @dataclass(frozen=True)
 class LRN:
-    """Local response normalisation across channels: `x / (k + a * sum(x_j^2 over the window))^beta`.
+    """Applies local response normalisation across channels: `x / (k + a * sum(x_j^2 over the window))^beta`.
 
     `convention` says what `alpha` means: with "sum" a = alpha, the formula of the 2012 paper, section
     3.3; with "mean" a = alpha / size, as Caffe and `torch.nn.LocalResponseNorm` have it. Windows end at the border of
@@ -149,7 +149,7 @@ class LRN:
 
 @dataclass(frozen=True)
 class WithinChannelLRN:
-    """Local response normalisation over the `size` x `size` pixels around each one of the same channel.
+    """Applies local response normalisation over the `size` x `size` pixels around each one of the same channel.
 
     `x / (k + a * sum(x_j^2 over the window))^beta`, a = alpha ("sum") or alpha / size^2 ("mean"); pixels beyond the
     border count as zero. Type "rnorm" of cuda-convnet, with "mean"; Caffe's WITHIN_CHANNEL.
@@ -168,7 +168,7 @@ class WithinChannelLRN:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Max pooling without padding; `ceil_mode` lets the last window overhang the border."""
+    """Applies max pooling without padding; `ceil_mode` lets the last window overhang the border."""
 
     kernel_size: int
     stride: int
@@ -180,9 +180,10 @@ class MaxPool:
 
 @dataclass(frozen=True)
 class AvgPool:
-    """Average pooling without padding; a window that overhangs with `ceil_mode` is divided by its pixels that exist.
+    """Applies average pooling without padding.
 
-    Pooling "avg" of cuda-convnet, which always rounds sizes up.
+    A window that overhangs with `ceil_mode` is divided by its pixels that exist. Pooling "avg" of cuda-convnet, which
+    always rounds sizes up.
     """
 
     kernel_size: int
@@ -195,7 +196,7 @@ class AvgPool:
 
 @dataclass(frozen=True)
 class AdaptiveAvgPool:
-    """Average pooling to `output_size` x `output_size`, whatever comes in."""
+    """Applies average pooling to `output_size` x `output_size`, whatever comes in."""
 
     output_size: int
 
@@ -205,7 +206,7 @@ class AdaptiveAvgPool:
 
 @dataclass(frozen=True)
 class ZeroPad:
-    """So many zeros above and to the left, and so many below and to the right.
+    """Adds `before` zeros above and to the left, and `after` below and to the right.
 
     A convolution of cuda-convnet rounds its size up, so that its last windows overhang the image by pixels that count
     as zero: `ZeroPad(0, 3), Conv(48, 11, stride=4)` takes 224 pixels to 55 positions.
@@ -220,12 +221,12 @@ class ZeroPad:
 
 @dataclass(frozen=True)
 class Flatten:
-    """[C, H, W] to [C*H*W]."""
+    """Reshapes [C, H, W] to [C*H*W]."""
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """Zero each value with probability `rate`, of [0, 1).
+    """Zeroes each value with probability `rate`, of [0, 1).
 
     Values that are kept are divided by `1 - rate`, and evaluation changes none, in the "inverted" convention. In the
     "classic" one they stay as they are, and evaluation multiplies all by `1 - rate`: Krizhevsky et al. 2012, section

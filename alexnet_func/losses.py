@@ -29,11 +29,11 @@ _NO_LABEL = -(2**63)
 def cross_entropy(
     logits: Float[Tensor, "*n classes"], labels: Integer[Tensor, "*n"], label_smoothing: float = 0.0
 ) -> Float[Tensor, ""]:
-    """Mean of `-log softmax(logits)[label]` over all leading axes, in nats; [K] logits with a scalar label accepted.
+    """Computes the mean of `-log softmax(logits)[label]` over all leading axes, in nats.
 
-    With `label_smoothing` s the target is `1 - s` on the label plus `s / K` everywhere (Szegedy et al. 2016,
-    section 7). Half-precision logits are raised to float32 first. Errors as `check_labels` raises them, and
-    ValueError for labels of another shape than the logits' leading axes.
+    Accepts [K] logits with a scalar label. With `label_smoothing` s the target is `1 - s` on the label plus `s / K`
+    everywhere (Szegedy et al. 2016, section 7). Half-precision logits are raised to float32 first. Errors as
+    `check_labels` raises them, and ValueError for labels of another shape than the logits' leading axes.
     """
     _check_fit(logits, labels)
     if not isinstance(label_smoothing, Real) or not 0 <= label_smoothing <= 1:  # of a tensor torch cuts the gradient
@@ -46,9 +46,10 @@ def cross_entropy(
 
 
 def accuracy(logits: Float[Tensor, "*n classes"], labels: Integer[Tensor, "*n"], k: int = 1) -> Float[Tensor, ""]:
-    """The fraction (0 to 1) of examples whose label is among the `k` largest logits; one with a NaN counts as wrong.
+    """Computes the fraction (0 to 1) of examples whose label is among the `k` largest logits.
 
-    Raises ValueError unless 1 <= k <= classes; label errors as `cross_entropy` raises them.
+    An example with a NaN counts as wrong. Raises ValueError unless 1 <= k <= classes; label errors as `cross_entropy`
+    raises them.
     """
     _check_fit(logits, labels)
     if not 1 <= k <= logits.shape[-1]:
@@ -60,7 +61,10 @@ def accuracy(logits: Float[Tensor, "*n classes"], labels: Integer[Tensor, "*n"],
 def confusion_matrix(
     predicted: Integer[Tensor, "n"], labels: Integer[Tensor, "n"], num_classes: int
 ) -> Integer[Tensor, "classes classes"]:
-    """How often each true class (row) was predicted as each class (column). Errors as `check_labels` raises them."""
+    """Counts how often each true class (row) was predicted as each class (column).
+
+    Errors as `check_labels` raises them.
+    """
     check_labels(predicted, num_classes)
     check_labels(labels, num_classes)
     return (labels * num_classes + predicted).bincount(minlength=num_classes**2).view(num_classes, num_classes)
@@ -74,7 +78,7 @@ def loss_fn(
     key: Int32[Tensor, "*k 2"] | None = None,
     table: Table = PLAIN,
 ) -> Float[Tensor, ""]:
-    """`cross_entropy(forward(params, x, arch=arch, key=key, table=table), y)` for `batch = (x, y)`.
+    """Computes `cross_entropy(forward(params, x, arch=arch, key=key, table=table), y)` for `batch = (x, y)`.
 
     The pair and its labels are checked before the forward pass. Errors as `forward` and `check_labels` raise them.
     """

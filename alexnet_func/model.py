@@ -45,6 +45,7 @@ from alexnet_func.layers import Weighted
 from alexnet_func.structure import fan_in
 
 __all__ = [
+    "PLAIN",
     "Params",
     "activations",
     "dropout_noise",
@@ -96,10 +97,16 @@ def init(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Params:
-    """Initial parameters of `arch`, drawn as its records say, on `device` (default: the key's).
+    """Draws the initial parameters of `arch` as its records say, on `device` (default: the key's).
 
     The i-th tensor is drawn in float32 from `fold_in(key, i)` and cast to `dtype`. The names and shapes are
     `param_shapes(arch)`: those of the state dict of `interop.to_module(params, arch)`.
+
+    Examples:
+        >>> small = arch.replace(features=arch.features[:3], classifier=arch.classifier[-1:])
+        >>> {name: list(p.shape) for name, p in af.init(key, small).items()}
+        {'features.0.weight': [64, 3, 3, 3], 'features.0.bias': [64],
+         'classifier.0.weight': [10, 16384], 'classifier.0.bias': [10]}
     """
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating dtype, got {dtype}")
@@ -126,7 +133,7 @@ def forward(
     key: Int32[Tensor, "*k 2"] | None = None,
     table: Table = PLAIN,
 ) -> Float[Tensor, "*n classes"]:
-    """Logits [N, classes] of images [N, C, H, W], or [classes] of one image [C, H, W].
+    """Computes the logits [N, classes] of images `x` [N, C, H, W], or [classes] of one image [C, H, W].
 
     `key=None` is evaluation. With a key, dropout masks are drawn from it: on a batch the i-th example's key is
     `split(key, N)[i]`, or row i of a key of shape [N, 2], so that `forward` on a batch equals `vmap(forward)` over
@@ -138,6 +145,14 @@ def forward(
 
     Raises TypeError for integer images or something that is no key; ValueError for images of another shape than
     the arch takes, for parameters that are missing, unknown, misshapen, of mixed dtype or on another device.
+
+    Examples:
+        >>> af.forward(params, batch[0], arch=arch).shape
+        torch.Size([4, 10])
+        >>> with_dropout = af.forward(params, batch[0], arch=arch, key=key)
+        >>> third = af.forward(params, batch[0][2], arch=arch, key=af.random.split(key, 4)[2])
+        >>> torch.allclose(with_dropout[2], third, atol=1e-4)
+        True
     """
     check_inputs(arch, params, x, key)
     dtype = next(iter(params.values())).dtype
@@ -145,10 +160,15 @@ def forward(
 
 
 def activations(params: Params, x: Float[Tensor, "*n c h w"], *, arch: Arch = ALEXNET) -> dict[str, Tensor]:
-    """What every layer gives in evaluation, by the layer's name and in order; the last is `forward(params, x)`.
+    """Returns what every layer makes of `x` in evaluation, by its name and in order; the last is `forward(params, x)`.
 
     The paper's figure 4 compares images by what the last hidden layer gives, here `activations(...)["classifier.5"]`,
     [N, 4096] in ALEXNET. Errors as `forward` raises them.
+
+    Examples:
+        >>> found = af.model.activations(params, batch[0], arch=arch)
+        >>> list(found)[:3], found["classifier.5"].shape
+        (['features.0', 'features.1', 'features.2'], torch.Size([4, 1024]))
     """
     found: dict[str, Tensor] = {}
 
@@ -169,6 +189,11 @@ def walk(arch: Arch, params: Params, x: Tensor, key: Tensor | None, table: Table
     The one loop over layers: taps for per-sample gradients, or faster equivalents for a compiled step, are
     other tables. Without a key dropout layers are passed over, but those of the classic convention, which get no noise.
     Arguments are those of `forward`, unchecked.
+
+    Examples:
+        >>> smooth = {**af.model.PLAIN, af.arch.ReLU: lambda at, x: torch.nn.functional.softplus(x)}
+        >>> af.model.walk(arch, params, batch[0], None, smooth).shape
+        torch.Size([4, 10])
     """
     layers = place(arch, tuple(x.shape[-3:]))
     noise = {} if key is None else dropout_noise(layers, key, batch=x.shape[:-3])
@@ -187,9 +212,17 @@ def walk(arch: Arch, params: Params, x: Tensor, key: Tensor | None, table: Table
 def dropout_noise(
     layers: tuple[Placed, ...], key: Int32[Tensor, "*k 2"], batch: Sequence[int]
 ) -> dict[str, Float[Tensor, "..."]]:
-    """The uniforms of every dropout layer by name, each [*batch, *shape]; see `forward` for which key makes which.
+    """Draws the uniforms of every dropout layer in `layers` by name, each [*batch, *shape].
+
+    See `forward` for which key makes which.
 
     One call derives all keys and one draws all noise: compiling the cipher is what costs.
+
+    Examples:
+        >>> layers = af.arch.place(arch, (3, 32, 32))
+        >>> noise = af.model.dropout_noise(layers, key, batch=(4,))
+        >>> {name: list(uniforms.shape) for name, uniforms in noise.items()}
+        {'classifier.0': [4, 4096], 'classifier.3': [4, 1024]}
     """
     sites = [at for at in layers if isinstance(at.layer, Dropout)]
     if not sites:

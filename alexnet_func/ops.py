@@ -24,7 +24,7 @@ __all__ = [
 
 
 def local_response_norm(x: Float[Tensor, "*n c h w"], layer: LRN) -> Float[Tensor, "*n c h w"]:
-    """Local response normalisation across channels, Krizhevsky et al. 2012, section 3.3.
+    """Normalises `x` by local response across channels, as `layer` says: Krizhevsky et al. 2012, section 3.3.
 
     `y_i = x_i / (k + a * sum_j x_j^2)^beta`, where j runs over the `size` channels around i that exist in its group
     and `a` is alpha ("sum" convention) or alpha / size ("mean"). `F.local_response_norm` agrees on a batch
@@ -43,7 +43,7 @@ def local_response_norm(x: Float[Tensor, "*n c h w"], layer: LRN) -> Float[Tenso
 
 
 def within_channel_response_norm(x: Float[Tensor, "*n c h w"], layer: WithinChannelLRN) -> Float[Tensor, "*n c h w"]:
-    """Local response normalisation over pixels of the same channel, as `WithinChannelLRN` describes it."""
+    """Normalises `x` by local response over pixels of the same channel, as `WithinChannelLRN` describes it."""
     before, after = layer.size // 2, (layer.size - 1) // 2
     padded = F.pad(x * x, (before, after, before, after))
     total = F.avg_pool2d(padded, layer.size, stride=1, divisor_override=1)
@@ -52,7 +52,7 @@ def within_channel_response_norm(x: Float[Tensor, "*n c h w"], layer: WithinChan
 
 
 def dropout(x: Float[Tensor, "*s"], noise: Float32[Tensor, "*s"], rate: float) -> Float[Tensor, "*s"]:
-    """Inverted dropout: `x / (1 - rate)` where `noise < 1 - rate`, else 0.
+    """Applies inverted dropout to `x`: `x / (1 - rate)` where `noise < 1 - rate`, else 0.
 
     `noise` is `random.uniform(key, x.shape)`, so what is kept is `random.bernoulli(key, 1 - rate, x.shape)`.
     Raises ValueError for a rate outside [0, 1).
@@ -62,8 +62,9 @@ def dropout(x: Float[Tensor, "*s"], noise: Float32[Tensor, "*s"], rate: float) -
 
 
 def classic_dropout(x: Float[Tensor, "*s"], noise: Float32[Tensor, "*s"] | None, rate: float) -> Float[Tensor, "*s"]:
-    """Dropout as the 2012 paper has it, section 4.2: x where `noise < 1 - rate`, else 0; without noise `x (1 - rate)`.
+    """Applies dropout to `x` as the 2012 paper has it, section 4.2.
 
+    It is x where `noise < 1 - rate`, else 0; without noise `x (1 - rate)`.
     Raises ValueError for a rate outside [0, 1).
     """
     check_fraction("dropout rate", rate)

@@ -30,11 +30,17 @@ def gram(
     views: int | None = None,
     frozen: Params | None = None,
 ) -> Float[Tensor, "n m"]:
-    """`<g_n, g_m>` of every example of `batch` with every one of `other`, [N, M]; None: with those of `batch`.
+    """Computes `<g_n, g_m>` of every example of `batch` with every one of `other`, [N, M].
 
-    By layer: a linear layer's gradients are not formed, a convolution's a few at a time. What else is in memory are the
-    layers' inputs and output gradients of all N + M examples, or of `chunk_size` of each, whose passes are then done
-    N / chunk_size times. Example m of `other` has the key that example m of `batch` has.
+    `other=None` means `batch`. By layer: a linear layer's gradients are not formed, a convolution's a few at a time.
+    What else is in memory are the layers' inputs and output gradients of all N + M examples, or of `chunk_size` of
+    each, whose passes are then done N / chunk_size times. Example m of `other` has the key that example m of `batch`
+    has.
+
+    Examples:
+        >>> products = af.per_sample.gram(params, batch, arch=arch)
+        >>> torch.allclose(products.diagonal().sqrt(), af.per_sample.norms(params, batch, arch=arch), rtol=1e-3)
+        True
     """
     options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
     options["frozen"] = frozen
@@ -56,17 +62,23 @@ def layer_grams(
     views: int | None = None,
     frozen: Params | None = None,
 ) -> dict[str, Float[Tensor, "n m"]]:
-    """`gram` of the gradients by each parameter, [N, M] by parameter name; their sum is `gram`."""
+    """Computes the `gram` of the gradients by each of `params`, [N, M] by parameter name; their sum is `gram`.
+
+    Examples:
+        >>> head = {name: p for name, p in params.items() if name.startswith("classifier.6")}
+        >>> body = {name: p for name, p in params.items() if name not in head}
+        >>> products = af.per_sample.layer_grams(head, batch, arch=arch, frozen=body)
+        >>> {name: list(product.shape) for name, product in products.items()}
+        {'classifier.6.weight': [4, 4], 'classifier.6.bias': [4, 4]}
+    """
     options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
     options["frozen"] = frozen
-    stacked = _tiled(
-        params,
-        batch,
-        other,
-        lambda one, two: torch.stack([one.grams(two)[name] for name in params], -1),
-        chunk_size,
-        options,
-    )
+
+    def of_layers(one: Examples, two: Examples) -> Tensor:
+        grams = one.grams(two)
+        return torch.stack([grams[name] for name in params], -1)
+
+    stacked = _tiled(params, batch, other, of_layers, chunk_size, options)
     return dict(zip(params, stacked.unbind(-1), strict=True))
 
 
@@ -84,11 +96,16 @@ def project(
     views: int | None = None,
     frozen: Params | None = None,
 ) -> Float[Tensor, "n dim"]:
-    """Every example's gradient times a random matrix [P, dim] that `key` stands for and that is never stored, [N, dim].
+    """Multiplies every example's gradient by a random matrix [P, dim] that `key` stands for and that is never stored.
 
-    Products of gradients are kept on average over keys, with a standard deviation of at most `sqrt(8 / dim) |g| |g'|`,
-    for most `sqrt(2 / dim)`: see `sketches`. By layer: a linear layer's gradients are not formed. `dropout_key` is what
-    `key` is elsewhere. Raises ValueError for a `dim` below 1.
+    Returns [N, dim]. Products of gradients are kept on average over keys, with a standard deviation of at most
+    `sqrt(8 / dim) |g| |g'|`, for most `sqrt(2 / dim)`: see `sketches`. By layer: a linear layer's gradients are not
+    formed. `dropout_key` is what `key` is elsewhere. Raises ValueError for a `dim` below 1.
+
+    Examples:
+        >>> features = af.per_sample.project(params, batch, key, 256, arch=arch)
+        >>> features.shape, (features @ features.mT).shape  # the second estimates af.per_sample.gram
+        (torch.Size([4, 256]), torch.Size([4, 4]))
     """
     random.check_key(key)
     if not isinstance(dim, int) or dim < 1:

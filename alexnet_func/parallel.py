@@ -51,17 +51,17 @@ Tree = TypeVar("Tree")
 
 
 def rank() -> int:
-    """The place of this process among the ranks, from 0."""
+    """Returns the place of this process among the ranks, from 0."""
     return dist.get_rank() if _grouped() else 0
 
 
 def world_size() -> int:
-    """The number of ranks."""
+    """Returns the number of ranks."""
     return dist.get_world_size() if _grouped() else 1
 
 
 def share(batch: Int[Tensor, "b"]) -> Int[Tensor, "n"]:
-    """The examples of a global batch that are this rank's: the rank-th of `world_size` equal runs of its rows.
+    """Returns this rank's examples of a global `batch`: the rank-th of `world_size` equal runs of its rows.
 
     Raises ValueError where the batch does not divide into equal ones.
     """
@@ -71,7 +71,7 @@ def share(batch: Int[Tensor, "b"]) -> Int[Tensor, "n"]:
 
 
 def grad_fn(loss_fn: Loss, *, reduction: Reduction | None = None) -> GradFn:
-    """A `grad_fn` for `train.make_step`: the gradient and the mean loss over all ranks' examples.
+    """Makes a `grad_fn` of `loss_fn` for `train.make_step`: the gradient and the mean loss over all ranks' examples.
 
     `batch = (x, y)` is this rank's share, and `loss_fn(params, batch, key=keys)` the mean over it, with a key for each
     example: with n examples on each rank, example i of rank r has key `r n + i` of `random.split(key, n * world_size)`,
@@ -104,12 +104,12 @@ def grad_fn(loss_fn: Loss, *, reduction: Reduction | None = None) -> GradFn:
 
 
 def example_keys(key: random.Key, n: int) -> Int32[Tensor, "n 2"]:
-    """The keys of this rank's n examples: rows `rank * n ...` of `random.split(key, n * world_size)`."""
+    """Returns the keys of this rank's n examples: rows `rank * n ...` of `random.split(key, n * world_size)`."""
     return random.split(key, n * world_size())[rank() * n : (rank() + 1) * n]
 
 
 def evaluate(forward: Callable[[Params, Tensor], Tensor], params: Params, batches: Iterable[Batch]) -> Metrics:
-    """`train.evaluate` over the examples of all ranks, of which `batches` are this rank's, or none.
+    """Computes `train.evaluate` over the examples of all ranks, of which `batches` are this rank's, or none.
 
     Raises ValueError where no rank has an example.
     """
@@ -118,7 +118,7 @@ def evaluate(forward: Callable[[Params, Tensor], Tensor], params: Params, batche
 
 
 def broadcast(tree: Tree) -> Tree:
-    """Rank 0's tensors in place of this rank's, which have the same shapes."""
+    """Returns `tree` with rank 0's tensors in place of this rank's, which have the same shapes."""
     if world_size() == 1:
         return tree
 
@@ -182,7 +182,7 @@ def _grouped() -> bool:
 
 
 def summed(tensors: list[Tensor]) -> list[Tensor]:
-    """Each tensor's sum over the ranks, by one all-reduce."""
+    """Sums each tensor over the ranks, by one all-reduce."""
     if world_size() == 1:
         return tensors
     flat = torch.cat([t.reshape(-1) for t in tensors])

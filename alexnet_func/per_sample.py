@@ -86,10 +86,17 @@ def grads(
     views: int | None = None,
     frozen: Params | None = None,
 ) -> Params:
-    """Every example's gradient, [N, *shape] by parameter name: N times the memory of the parameters.
+    """Computes every example's gradient, [N, *shape] by parameter name: N times the memory of the parameters.
 
     Row n is `grad(loss)` of example n alone, to rounding; what is not finite in it is not finite here. N = 0 gives
     [0, *shape].
+
+    Examples:
+        >>> af.per_sample.grads(params, batch, arch=arch)["features.0.weight"].shape
+        torch.Size([4, 64, 3, 3, 3])
+        >>> w, data = {"w": torch.tensor(2.0)}, (torch.tensor([1.0, 3.0]), torch.tensor([0.0, 6.0]))
+        >>> af.per_sample.grads(w, data, loss_fn=lambda p, one, key=None: (p["w"] * one[0] - one[1]) ** 2)
+        {'w': tensor([4., 0.])}
     """
     options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
     parts = examples(params, batch, chunk_size=chunk_size, frozen=frozen, **options)
@@ -108,12 +115,16 @@ def norms(
     views: int | None = None,
     frozen: Params | None = None,
 ) -> Float[Tensor, "n"]:
-    """The 2-norm of every example's gradient over all parameters, [N].
+    """Computes the 2-norm of every example's gradient over all `params`, [N].
 
-    Within 1e-5 relative in float32 of the norm of the gradients that such a forward and backward pass gives. Another
-    pass, compiled or in float64, may round a ReLU or a maximum to its other side: 1e-3 was seen for single examples.
-    0 for a zero gradient; inf or NaN for an example whose gradient is not finite, or whose squares overflow, and for
-    no other. N = 0 gives [0].
+    It is within 1e-5 relative in float32 of the norm of the gradients that such a forward and backward pass gives.
+    Another pass, compiled or in float64, may round a ReLU or a maximum to its other side: 1e-3 was seen for single
+    examples. 0 for a zero gradient; inf or NaN for an example whose gradient is not finite, or whose squares overflow,
+    and for no other. N = 0 gives [0].
+
+    Examples:
+        >>> af.per_sample.norms(params, batch, arch=arch).shape
+        torch.Size([4])
     """
     options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
     parts = examples(params, batch, chunk_size=chunk_size, frozen=frozen, **options)
@@ -132,9 +143,15 @@ def layer_norms(
     views: int | None = None,
     frozen: Params | None = None,
 ) -> dict[str, Float[Tensor, "n"]]:
-    """The 2-norm of every example's gradient by each parameter, [N] by parameter name.
+    """Computes the 2-norm of every example's gradient by each of `params`, [N] by parameter name.
 
     Their squares add up to the squares of `norms`, and the same holds for each of them.
+
+    Examples:
+        >>> layers = af.per_sample.layer_norms(params, batch, arch=arch)
+        >>> whole = sum(norms.square() for norms in layers.values()).sqrt()
+        >>> torch.allclose(whole, af.per_sample.norms(params, batch, arch=arch))
+        True
     """
     options: dict[str, Any] = {"arch": arch, "loss_fn": loss_fn, "key": key, "method": method, "views": views}
     parts = examples(params, batch, chunk_size=chunk_size, frozen=frozen, **options)
@@ -154,10 +171,16 @@ def dots(
     views: int | None = None,
     frozen: Params | None = None,
 ) -> Float[Tensor, "n"]:
-    """`<g_n, direction>` for every example, [N]: how fast its loss rises along `direction`, which is like `params`.
+    """Computes `<g_n, direction>` for every example, [N]: how fast its loss rises along `direction`, like `params`.
 
     Not finite for an example whose gradient is not. Raises ValueError that lists every missing, unknown or misshapen
     tensor of `direction`.
+
+    Examples:
+        >>> mean = torch.func.grad(af.loss_fn)(params, batch, arch=arch)
+        >>> along = af.per_sample.dots(params, batch, mean, arch=arch)
+        >>> torch.allclose(along.mean(), af.optim.global_norm(mean).square(), rtol=1e-3)
+        True
     """
     check_tensors(params, "params")
     check_named_tensors(shapes_of(params), direction, "direction")
@@ -181,13 +204,18 @@ def clipped_sum(
     views: int | None = None,
     frozen: Params | None = None,
 ) -> tuple[Params, Float[Tensor, "n"]]:
-    """`sum_n w_n min(1, max_norm / |g_n|) g_n` by parameter name, and the norms |g_n| before clipping, [N].
+    """Computes `sum_n w_n min(1, max_norm / |g_n|) g_n` by parameter name, and the norms |g_n| before clipping, [N].
 
     Abadi et al. 2016, algorithm 1, without an epsilon: nothing is scaled up, and no clipped gradient is longer than
     `max_norm` but by rounding. `weights` w_n are 1 unless given; 0 leaves an example out, as padding needs, if its
     gradient is finite. A zero gradient has scale 1; `max_norm` 0 gives zeros and inf the plain sum, N times the
     gradient of the mean loss. An example whose norm is not finite makes the sum NaN, or contributes nothing to it with
     `nonfinite="zero"`. N = 0 gives zeros.
+
+    Examples:
+        >>> total, norms = af.per_sample.clipped_sum(params, batch, 1.0, arch=arch)
+        >>> norms.shape, bool(af.optim.global_norm(total) <= 4)
+        (torch.Size([4]), True)
     """
     check_number("max_norm", max_norm, accepted="must not be negative or NaN")
     if nonfinite not in ("propagate", "zero"):
@@ -219,7 +247,17 @@ def scaled_sum(
     views: int | None = None,
     frozen: Params | None = None,
 ) -> tuple[Params, Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """`sum_n w_n s_n g_n`, s = `scale(examples, squares)`; the norms; and the losses, which the forward pass gives."""
+    """Computes `sum_n w_n s_n g_n`; the norms; and the losses, which the forward pass gives.
+
+    s is the first of the pair `scale(examples, squares)`, given the squared norms by parameter name: [N], or so by
+    name. The second is None, or booleans [N] by which an example is in the sum at all.
+
+    Examples:
+        >>> unit = lambda examples, squares: (sum(squares.values()).rsqrt(), None)  # every gradient at length 1
+        >>> total, norms, losses = af.per_sample.scaled_sum(params, batch, unit, arch=arch)
+        >>> losses.shape, bool(af.optim.global_norm(total) < 4.001)
+        (torch.Size([4]), True)
+    """
     if weights is not None and weights.shape != (count(batch),):
         raise ValueError(f"weights must have shape [{count(batch)}], one an example, got {list(weights.shape)}")
     totals: Params = {}

@@ -23,13 +23,13 @@ Precision = Literal["float32", "tf32", "bf16"]
 
 
 class InPrecision(NamedTuple):
-    """A loss or a `grad_fn`, called as it is, that asks whoever differentiates it for a precision."""
+    """Wraps a loss or a `grad_fn`, called as it is, and asks whoever differentiates it for a precision."""
 
     function: "Function"
     precision: Precision
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What `function` gives."""
+        """Returns what `function` gives."""
         return self.function(*args, **kwargs)
 
 
@@ -37,7 +37,7 @@ Function = Callable[..., Any] | InPrecision
 
 
 def with_precision(loss_fn: Function, precision: Precision) -> InPrecision:
-    """`loss_fn` computed in `precision`, over float32 master weights and with float32 gradients.
+    """Returns `loss_fn` as computed in `precision`, over float32 master weights and with float32 gradients.
 
     "bf16" casts parameters and floating inputs to bfloat16 for the forward and backward pass, wherever the loss is
     used. "tf32" lets a CUDA device round the operands of float32 products to TF32, "float32" forbids it. That is a
@@ -48,6 +48,12 @@ def with_precision(loss_fn: Function, precision: Precision) -> InPrecision:
     `with_precision`, or call within `precision.tf32(...)`.
 
     Raises ValueError for another precision.
+
+    Examples:
+        >>> from functools import partial
+        >>> loss = af.train.with_precision(partial(af.loss_fn, arch=arch), "bf16")
+        >>> af.train.make_step(loss, af.optim.sgd(0.1)).precision
+        'bf16'
     """
     if precision not in ("float32", "tf32", "bf16"):
         raise ValueError(f'precision must be "float32", "tf32" or "bf16", got {precision!r}')

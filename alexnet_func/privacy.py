@@ -69,7 +69,8 @@ def dp_grad_fn(
     views: int | None = None,
     frozen: Params | None = None,
 ) -> GradFn:
-    """For `train.make_step`: `(sum_n w_n min(1, max_norm / |g_n|) g_n + noise) / expected_batch_size`.
+    """Returns a `grad_fn` of `train.make_step` for private training, which gives
+    `(sum_n w_n min(1, max_norm / |g_n|) g_n + noise) / expected_batch_size`.
 
     The noise of every entry is normal with standard deviation `noise_multiplier * max_norm`. A `max_norm` for each
     parameter, by name, clips each one's gradient by itself (per-layer clipping; McMahan et al. 2018, "Learning
@@ -88,6 +89,13 @@ def dp_grad_fn(
 
     Raises ValueError unless max_norm and expected_batch_size are positive and finite, noise_multiplier finite and not
     negative. The step raises ValueError for weights other than 0 and 1, TypeError for weights that are integers.
+
+    Examples:
+        >>> grad_fn = af.privacy.dp_grad_fn(1.0, noise_multiplier=1.0, expected_batch_size=4, arch=arch)
+        >>> step = af.train.make_step(None, af.optim.sgd(0.1), grad_fn=grad_fn)
+        >>> state = af.train.create_state(params, af.optim.sgd(0.1), key=key)
+        >>> step(state, (*batch, torch.tensor([1.0, 1.0, 1.0, 0.0])))[1]["count"]
+        tensor(3.)
     """
     clipping.check_precision(loss_fn)
     bounds = max_norm if isinstance(max_norm, Mapping) else {"max_norm": max_norm}
@@ -122,7 +130,7 @@ def adaptive(
     views: int | None = None,
     frozen: Params | None = None,
 ) -> tuple[Optimizer, Step]:
-    """Private training whose bound follows the gradients: the optimiser that holds the bound, and the step.
+    """Makes private training whose bound follows the gradients: `optimizer`, holding the bound, and the step.
 
         optimizer, step = privacy.adaptive(optim.sgd(0.1), 1.0, n * rate, arch=arch)
         state = train.create_state(params, optimizer, key=key)
@@ -134,6 +142,12 @@ def adaptive(
     twentieth of the expected batch), and the gradients so much more that epsilon is that of `noise_multiplier` without
     adaption, by theorem 1. Metrics are those of `dp_grad_fn` and "max_norm", the step's bound. Errors as `dp_grad_fn`,
     and ValueError unless 0 <= quantile <= 1, rate is positive, and count_deviation above half of noise_multiplier.
+
+    Examples:
+        >>> optimizer, step = af.privacy.adaptive(af.optim.sgd(0.1), 0.2, 4, max_norm=0.1, arch=arch)
+        >>> state, metrics = step(af.train.create_state(params, optimizer, key=key), batch)
+        >>> metrics["max_norm"], bool(state.opt_state["max_norm"] > 0.1)  # the gradients were longer
+        (tensor(0.1000), True)
     """
     _check_positive(max_norm=max_norm, rate=rate, expected_batch_size=expected_batch_size)
     check_number("quantile", quantile, lambda number: 0 <= number <= 1, "must lie in [0, 1]")

@@ -69,7 +69,7 @@ def uniform(
     minval: float | int | Real[Tensor, "*#shape"] = 0.0,
     maxval: float | int | Real[Tensor, "*#shape"] = 1.0,
 ) -> Float32[Tensor, "*shape"]:
-    """Uniform on [minval, maxval), and minval where maxval is no larger: equal to JAX's bit for bit.
+    """Draws uniform numbers on [minval, maxval), and minval where maxval is no larger: equal to JAX's bit for bit.
 
     On [0, 1) these are the upper 23 bits of `bits`, in steps of 2^-23. Elsewhere u * (maxval - minval) + minval is
     rounded once, as XLA contracts it to a fused multiply-add, under `jax.jit` or not (`jax.disable_jit` rounds twice);
@@ -77,6 +77,12 @@ def uniform(
 
     Raises TypeError for bounds that are neither numbers nor real tensors, ValueError for those that do not broadcast
     to `shape`.
+
+    Examples:
+        >>> af.random.uniform(key, (3,))
+        tensor([0.9477, 0.9786, 0.3323])
+        >>> af.random.uniform(key, (3,), -1, 1)
+        tensor([ 0.8953,  0.9572, -0.3354])
     """
     check_key(key)
     dims = as_shape(shape)
@@ -87,10 +93,16 @@ def uniform(
 
 
 def normal(key: Key, shape: Shape = ()) -> Float32[Tensor, "*shape"]:
-    """Standard normals, `sqrt(2) erfinv(u)` with u uniform on (-1, 1); at most 5.42 in size.
+    """Draws standard normals, `sqrt(2) erfinv(u)` with u uniform on (-1, 1); at most 5.42 in size.
 
     Within 1e-6, and on a CPU within 2 ulp, of the float64 value at JAX's uniforms. JAX's own normals differ by up to
     3e-5 (5e-5 at the two ends), the error of its float32 inverse error function.
+
+    Examples:
+        >>> af.random.normal(key, (3,))
+        tensor([ 1.6226,  2.0253, -0.4336])
+        >>> torch.vmap(lambda k: af.random.normal(k, (8,)))(af.random.split(key, 5)).shape
+        torch.Size([5, 8])
     """
     return draw(key, shape, distributions.to_normal)
 
@@ -101,14 +113,18 @@ def truncated_normal(
     upper: float | int | Real[Tensor, "*#shape"],
     shape: Shape | None = None,
 ) -> Float32[Tensor, "*shape"]:
-    """Standard normals given that they lie in the open interval (lower, upper); `shape=None`: the bounds' own.
+    """Draws standard normals given that they lie in the open interval (lower, upper).
 
-    Within 2 ulp of the float64 inverse distribution function at JAX's uniforms, also in tails as far out as 37, where
-    JAX's float32 error function gives nothing but bounds from 5.5 on. As in JAX the lowest of the 2^23 uniforms gives
-    the number next to `lower`: -3.4e38 where that is infinite.
+    `shape=None` means the bounds' own. Draws lie within 2 ulp of the float64 inverse distribution function at JAX's
+    uniforms, also in tails as far out as 37, where JAX's float32 error function gives nothing but bounds from 5.5 on.
+    As in JAX the lowest of the 2^23 uniforms gives the number next to `lower`: -3.4e38 where that is infinite.
 
     Raises TypeError and ValueError as `uniform`, and ValueError unless lower < upper; tensors are compared on a CPU
     outside transforms alone.
+
+    Examples:
+        >>> af.random.truncated_normal(key, -1.0, 1.0, (3,))
+        tensor([ 0.8619,  0.9413, -0.2910])
     """
     check_key(key)
     dims = distributions.common_shape(lower=lower, upper=upper) if shape is None else as_shape(shape)
@@ -118,14 +134,26 @@ def truncated_normal(
 
 
 def exponential(key: Key, shape: Shape = ()) -> Float32[Tensor, "*shape"]:
-    """Exponentials of rate 1, `-log(1 - u)`, at most 15.95: within 2 ulp of the float64 value at JAX's uniforms."""
+    """Draws exponentials of rate 1, `-log(1 - u)`, at most 15.95.
+
+    They lie within 2 ulp of the float64 value at JAX's uniforms.
+
+    Examples:
+        >>> af.random.exponential(key, (3,))
+        tensor([2.9501, 3.8434, 0.4039])
+    """
     return draw(key, shape, lambda words: -torch.log1p(-distributions.to_unit(words)))
 
 
 def gumbel(key: Key, shape: Shape = ()) -> Float32[Tensor, "*shape"]:
-    """Standard Gumbels, `-log(-log(u))`, from -4.47 to 15.95: within 2 ulp of the float64 value at JAX's uniforms.
+    """Draws standard Gumbels, `-log(-log(u))`, from -4.47 to 15.95.
 
-    JAX's own float32 ones, of its default `mode="low"`, are within 1e-6 of these.
+    They lie within 2 ulp of the float64 value at JAX's uniforms. JAX's own float32 ones, of its default `mode="low"`,
+    are within 1e-6 of these.
+
+    Examples:
+        >>> af.random.gumbel(key, (3,))
+        tensor([ 2.9234,  3.8326, -0.0969])
     """
     return draw(key, shape, distributions.to_gumbel)
 
@@ -133,10 +161,16 @@ def gumbel(key: Key, shape: Shape = ()) -> Float32[Tensor, "*shape"]:
 def bernoulli(
     key: Key, p: float | int | Real[Tensor, "*#shape"] = 0.5, shape: Shape | None = None
 ) -> Bool[Tensor, "*shape"]:
-    """True with probability p, where `uniform(key, shape) < p` in float32: equal to JAX's (`mode="low"`).
+    """Draws True with probability p, where `uniform(key, shape) < p` in float32: equal to JAX's (`mode="low"`).
 
     `shape=None` means the shape of p. Raises TypeError for a p that is neither a number nor a real tensor, ValueError
     for a Python number outside [0, 1] and for a tensor that does not broadcast to `shape`.
+
+    Examples:
+        >>> af.random.bernoulli(key, torch.tensor([0.0, 0.5, 1.0]))
+        tensor([False, False,  True])
+        >>> round(float(af.random.bernoulli(key, 0.3, (10_000,)).float().mean()), 2)
+        0.3
     """
     check_key(key)
     dims = distributions.common_shape(p=p) if shape is None else as_shape(shape)
@@ -151,11 +185,16 @@ def bernoulli(
 def randint(
     key: Key, shape: Shape, minval: int | Integer[Tensor, "*#shape"], maxval: int | Integer[Tensor, "*#shape"]
 ) -> Int32[Tensor, "*shape"]:
-    """Integers on [minval, maxval), and minval where maxval is no larger: equal to JAX's, biased by at most 2^-32.
+    """Draws integers on [minval, maxval), and minval where maxval is no larger: equal to JAX's.
 
-    A maxval of 2^31, above which int32 ends, is reached in JAX by a uint32 array. Tensors are clamped to
-    -2^31 .. 2^31 - 1 and maxval to 2^31, as JAX clamps arrays. Raises ValueError for Python integers outside (JAX:
-    OverflowError) and for tensors that do not broadcast to `shape`, TypeError for bounds that are no integers.
+    They are biased by at most 2^-32. A maxval of 2^31, above which int32 ends, is reached in JAX by a uint32 array.
+    Tensors are clamped to -2^31 .. 2^31 - 1 and maxval to 2^31, as JAX clamps arrays. Raises ValueError for Python
+    integers outside (JAX: OverflowError) and for tensors that do not broadcast to `shape`, TypeError for bounds that
+    are no integers.
+
+    Examples:
+        >>> af.random.randint(key, (6,), 0, 10)
+        tensor([9, 0, 2, 3, 1, 7], dtype=torch.int32)
     """
     check_key(key)
     dims = as_shape(shape)
@@ -173,11 +212,17 @@ def randint(
 def permutation(
     key: Key, x: int | Shaped[Tensor, "..."], axis: int = 0, independent: bool = False
 ) -> Shaped[Tensor, "..."]:
-    """A uniform permutation of 0 .. x-1, or of a tensor along an axis: equal to JAX's bit for bit.
+    """Permutes 0 .. x-1, or a tensor x along an axis, uniformly: equal to JAX's bit for bit.
 
     Rounds of a stable sort on random words. A tensor's slices move as wholes, or with `independent` every vector along
     `axis` by a permutation of its own. Raises ValueError for a negative x, an axis that x does not have and a key on
     another device; TypeError for an x that is neither an integer nor a tensor with axes.
+
+    Examples:
+        >>> af.random.permutation(key, 5)
+        tensor([0, 1, 4, 3, 2], dtype=torch.int32)
+        >>> af.random.permutation(key, torch.tensor([10, 20, 30, 40, 50]))
+        tensor([10, 20, 50, 40, 30])
     """
     check_key(key)
     if not isinstance(x, Tensor):
@@ -198,7 +243,7 @@ def choice(
     p: Real[Tensor, "n"] | None = None,
     axis: int = 0,
 ) -> Shaped[Tensor, "..."]:
-    """Elements of 0 .. a-1, or of a tensor along an axis, drawn with or without replacement: `shape` of them.
+    """Draws elements of 0 .. a-1, or of a tensor a along an axis, with or without replacement: `shape` of them.
 
     The result of a tensor has `shape` in place of `axis` (JAX drops the other axes where nothing is drawn). `p` gives
     weights, which need not sum to 1. Equal to JAX's bit for bit; with `p` and replacement to those of JAX on a CPU,
@@ -207,6 +252,12 @@ def choice(
 
     Raises ValueError for an empty population, for more draws than it holds without replacement, for `p` of another
     length and, on a CPU outside transforms, for weights that are negative, not finite, or too few of them positive.
+
+    Examples:
+        >>> af.random.choice(key, 5, (3,), replace=False)
+        tensor([0, 1, 4], dtype=torch.int32)
+        >>> af.random.choice(key, torch.tensor([10, 20, 30]), (4,), p=torch.tensor([0.0, 1.0, 3.0]))
+        tensor([20, 20, 30, 30])
     """
     check_key(key)
     dims, count = as_shape(shape), math.prod(as_shape(shape))
@@ -231,14 +282,21 @@ def choice(
 def categorical(
     key: Key, logits: Float[Tensor, "..."], axis: int = -1, shape: Shape | None = None, replace: bool = True
 ) -> Int32[Tensor, "*shape"]:
-    """Indices along `axis`, each with the probability that softmax gives its logit: the largest logit plus Gumbel.
+    """Draws indices along `axis`, each with the probability that softmax gives its logit.
 
-    `shape` ends in the other axes of the logits and draws anew for what stands before them; `replace=False` draws
-    different indices along those. Scores are float32 whatever the logits are, with the Gumbels of `gumbel`: an index
-    differs from JAX's only where the two largest scores lie within rounding of each other. Indices have no derivative.
+    It is that of the largest logit plus Gumbel. `shape` ends in the other axes of the logits and draws anew for what
+    stands before them; `replace=False` draws different indices along those. Scores are float32 whatever the logits are,
+    with the Gumbels of `gumbel`: an index differs from JAX's only where the two largest scores lie within rounding of
+    each other. Indices have no derivative.
 
     Raises TypeError for logits that are no floating tensor, ValueError for an axis that is missing or empty, for a
     shape that does not fit and, without replacement, for more draws than there are logits.
+
+    Examples:
+        >>> af.random.categorical(key, torch.tensor([0.0, 1.0, 2.0]), shape=(6,))
+        tensor([1, 1, 2, 1, 2, 2], dtype=torch.int32)
+        >>> af.random.categorical(key, af.forward(params, batch[0], arch=arch)).shape
+        torch.Size([4])
     """
     check_key(key)
     if not isinstance(logits, Tensor) or not logits.dtype.is_floating_point:

@@ -30,8 +30,10 @@ def space_to_depth_conv(
     weight: Float[Tensor, "o ci k k"],
     bias: Float[Tensor, "o"] | None,
 ) -> Float[Tensor, "*n o ho wo"]:
-    """A strided convolution of few channels as one of stride 1 on stride^2 times as many, each stride x stride pixels
-    being one: ALEXNET's first layer, 11x11 by 4 on 3 channels, becomes 3x3 on 48. Other layers go their plain way.
+    """Computes a strided convolution of `x` with few channels as one of stride 1 on stride^2 times as many.
+
+    Each stride x stride pixels become one: ALEXNET's first layer, 11x11 by 4 on 3 channels, becomes 3x3 on 48. Other
+    layers go their plain way.
 
     Matrix units are poorly filled by three channels; the price is a kernel padded to a multiple of the stride, here
     144/121 of the products.
@@ -60,7 +62,7 @@ SPACE_TO_DEPTH: Table = {**PLAIN, Conv: space_to_depth_conv}
 
 
 def fused(arch: Arch, table: Table = PLAIN) -> Table:
-    """`table` for GPUs, where a step waits for memory: maps lie in channels_last, and are pooled as early as may be.
+    """Returns `table` for GPUs, where a step waits for memory: maps lie in channels_last, pooled as early as may be.
 
     A convolution that ReLU or Tanh and max-pooling follow is pooled first. Both, and a bias, keep the order of numbers,
     and so come after without any other result, on a quarter of the pixels. Gradients differ where two pixels of a

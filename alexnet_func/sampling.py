@@ -14,13 +14,20 @@ _LAST = 2**32 - 1  # of the numbers that can be folded in: no sample has so many
 def poisson_sample(
     key: random.Key, n: int, rate: float, size: int
 ) -> tuple[Int64[Tensor, "size"], Float32[Tensor, "size"]]:
-    """A sample of 0 .. n-1, each in it with probability `rate` independently, as `size` indices and weights.
+    """Draws a sample of 0 .. n-1, each in it with probability `rate` independently, as `size` indices and weights.
 
     Sampled indices come first, in ascending order, with weight 1; then others, with weight 0, so that batches have one
     shape and a compiled step is compiled once. Where more than `size` are sampled a random subset of so many is kept,
     which `epsilon(..., examples=n, size=size)` accounts for.
 
     Raises ValueError unless 0 <= rate <= 1 and 1 <= size <= n.
+
+    Examples:
+        >>> index, weights = af.privacy.poisson_sample(key, 1000, 0.005, size=8)
+        >>> index
+        tensor([288, 428, 526, 561, 699, 954,   0,   1])
+        >>> weights
+        tensor([1., 1., 1., 1., 1., 1., 0., 0.])
     """
     if not 1 <= size <= n:
         raise ValueError(f"size must lie in 1..{n}, the number of examples, got {size}")
@@ -34,10 +41,14 @@ def poisson_sample(
 
 
 def padded_size(n: int, rate: float, overflow: float = 1e-9) -> int:
-    """A size that a Poisson sample of n at `rate` exceeds with at most the probability `overflow`.
+    """Returns a size that a Poisson sample of `n` at `rate` exceeds with at most the probability `overflow`.
 
-    The smallest k for which Chernoff's bound says so: `P(K >= k + 1) <= exp(-n KL((k + 1) / n || rate))`.
+    It is the smallest k for which Chernoff's bound says so: `P(K >= k + 1) <= exp(-n KL((k + 1) / n || rate))`.
     Raises ValueError unless 0 < rate <= 1 and 0 < overflow < 1.
+
+    Examples:
+        >>> af.privacy.padded_size(50_000, 0.01)  # 500 are expected
+        649
     """
     if not (0 < rate <= 1 and 0 < overflow < 1):
         raise ValueError(f"rate must lie in (0, 1] and overflow in (0, 1), got {rate} and {overflow}")

@@ -37,7 +37,7 @@ Shape = tuple[int, ...]
 
 
 class Placed(NamedTuple):
-    """A layer where an arch puts it: its name as in a state dict, and the shapes of one example."""
+    """Says where an arch puts a layer: its name as in a state dict, and the shapes of one example."""
 
     name: str
     layer: Layer
@@ -54,7 +54,7 @@ _CLASSIFIER_KINDS = (Linear, ReLU, Tanh, Dropout)
 
 @dataclass(frozen=True)
 class Arch:
-    """An AlexNet: `features`, then average pooling to `pooled_size` (None: none), then `classifier`.
+    """Describes an AlexNet: `features`, then average pooling to `pooled_size` (None: none), then `classifier`.
 
     `image_size` is the side of the square images it was designed for. Without average pooling the first linear layer
     fixes the size of the feature maps, as a locally connected layer does, and with it the image sizes accepted.
@@ -90,16 +90,16 @@ class Arch:
         return f"Arch({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in fields(self))})"
 
     def replace(self, **changes: Any) -> "Arch":
-        """A copy with some fields changed, for example `ALEXNET.replace(num_classes=10)`."""
+        """Returns a copy with some fields changed, for example `ALEXNET.replace(num_classes=10)`."""
         return _replace(self, **changes)
 
     def to_json(self) -> str:
-        """The arch as JSON text; `from_json` reads it back to an equal arch."""
+        """Returns the arch as JSON text; `from_json` reads it back to an equal arch."""
         return json.dumps(_encode(self))
 
     @staticmethod
     def from_json(text: str) -> "Arch":
-        """The arch that `to_json` wrote. Raises ValueError for anything else."""
+        """Returns the arch that `to_json` wrote as `text`. Raises ValueError for anything else."""
         try:
             arch = _decode(json.loads(text))
         except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
@@ -110,7 +110,7 @@ class Arch:
 
 
 def place(arch: Arch, image_shape: Shape) -> tuple[Placed, ...]:
-    """Every layer of `arch` in order, with its input and output shape for an image [C, H, W].
+    """Returns every layer of `arch` in order, with its input and output shape for an image [C, H, W].
 
     Raises ValueError where the channels differ from the arch's or the image has a size for which
     some layer has no output or the first linear layer the wrong number of inputs.
@@ -126,7 +126,7 @@ def place(arch: Arch, image_shape: Shape) -> tuple[Placed, ...]:
 
 
 def param_shapes(arch: Arch) -> dict[str, Shape]:
-    """The name and shape of every parameter, in the order of the layers."""
+    """Returns the name and shape of every parameter of `arch`, in the order of the layers."""
     shapes: dict[str, Shape] = {}
     for name, layer, in_shape, out_shape in place(arch, _native_shape(arch)):
         match layer:

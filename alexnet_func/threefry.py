@@ -33,7 +33,7 @@ _EAGER_CHUNK = 1 << 18
 
 
 def key(seed: Any, device: torch.device | str | None = None) -> Key:
-    """The key of a seed, as `jax.random.key(seed)` makes it: the words `[0, seed]`; or a key that exists elsewhere.
+    """Makes the key of a seed, as `jax.random.key(seed)` does, the words `[0, seed]`; or takes a key made elsewhere.
 
     A seed is a Python integer in [0, 2^32) or one integer in a tensor, which is taken modulo 2^32 as JAX takes it:
     `vmap(key)(seeds)` makes many. Anything else is what `wrap_key_data` accepts for a single key, such as
@@ -42,6 +42,12 @@ def key(seed: Any, device: torch.device | str | None = None) -> Key:
 
     Raises ValueError for a Python integer outside [0, 2^32): JAX in its 32-bit mode drops the upper bits without a
     word, so that seeds 5 and 2^32 + 5 would be one key. Raises TypeError for what is neither a seed nor a key.
+
+    Examples:
+        >>> af.random.key(7)
+        tensor([0, 7], dtype=torch.int32)
+        >>> torch.vmap(af.random.key)(torch.arange(3)).tolist()
+        [[0, 0], [0, 1], [0, 2]]
     """
     if isinstance(seed, Tensor) and not seed.dim():
         word = _word("seed", seed)
@@ -54,21 +60,30 @@ def key(seed: Any, device: torch.device | str | None = None) -> Key:
 
 
 def key_data(keys: Int32[Tensor, "*n 2"]) -> Int32[Tensor, "*n 2"]:
-    """The words of keys: the keys themselves, int32 of the bits that `jax.random.key_data` gives as uint32.
+    """Returns the words of keys: the keys themselves, int32 of the bits that `jax.random.key_data` gives as uint32.
 
     `jax.random.wrap_key_data(key_data(key).numpy().view("uint32"))` is the key in JAX. Raises TypeError and ValueError
     for what is no int32 tensor `[..., 2]`.
+
+    Examples:
+        >>> af.random.key_data(af.random.key(7)).numpy().view("uint32")
+        array([0, 7], dtype=uint32)
     """
     _check_words("keys", keys, (torch.int32,))
     return keys
 
 
 def wrap_key_data(key_bits_array: Any) -> Int32[Tensor, "*n 2"]:
-    """Keys of the given words, copied: the inverse of `key_data` here and in JAX.
+    """Makes keys of the given words, copied: the inverse of `key_data` here and in JAX.
 
     Takes uint32 or int32 words of shape `[..., 2]` as a tensor or as an array of any library that speaks dlpack (the
     keys then lie on the array's device) or `__array__`, and JAX's typed threefry2x32 keys. Raises TypeError for other
     types and dtypes, ValueError for other shapes and for keys of JAX's other generators.
+
+    Examples:
+        >>> words = af.random.key_data(af.random.split(key, 3)).numpy().view("uint32")
+        >>> torch.equal(af.random.wrap_key_data(words), af.random.split(key, 3))
+        True
     """
     words = _as_tensor(key_bits_array)
     _check_words("key data", words, (torch.uint32, torch.int32))
@@ -76,15 +91,26 @@ def wrap_key_data(key_bits_array: Any) -> Int32[Tensor, "*n 2"]:
 
 
 def clone(keys: Int32[Tensor, "*n 2"]) -> Int32[Tensor, "*n 2"]:
-    """The same keys in memory of their own; they draw the same numbers. Errors are those of `key_data`."""
+    """Copies keys into memory of their own; the copies draw the same numbers. Errors are those of `key_data`.
+
+    Examples:
+        >>> copy = af.random.clone(key)
+        >>> torch.equal(copy, key), copy.data_ptr() == key.data_ptr()
+        (True, False)
+    """
     return key_data(keys).clone()
 
 
 def split(key: Key, num: Shape = 2) -> Int32[Tensor, "*num 2"]:
-    """`num` independent keys, one a row; a tuple gives the shape of an array of keys, counted row by row.
+    """Derives `num` independent keys from `key`, one a row.
 
-    Row i does not depend on `num`: it is `fold_in(key, i)`. Raises ValueError for a negative `num`, TypeError for
-    what is no integer or sequence of them.
+    A tuple gives the shape of an array of keys, counted row by row. Row i does not depend on `num`: it is
+    `fold_in(key, i)`. Raises ValueError for a negative `num`, TypeError for what is no integer or sequence of them.
+
+    Examples:
+        >>> init_key, data_key = af.random.split(key)
+        >>> torch.equal(af.random.split(key, 5)[1], data_key)
+        True
     """
     check_key(key)
     shape = as_shape(num, "num")
@@ -92,10 +118,15 @@ def split(key: Key, num: Shape = 2) -> Int32[Tensor, "*num 2"]:
 
 
 def fold_in(key: Key, data: int | Integer[Tensor, ""]) -> Key:
-    """A key derived from `key` and one integer, for example a step or an example's index.
+    """Derives a key from `key` and one integer, for example a step or an example's index.
 
     A tensor is taken modulo 2^32; its range is not checked, since that would synchronise a GPU.
     Raises ValueError for a Python integer outside [0, 2^32).
+
+    Examples:
+        >>> step_keys = [af.random.fold_in(key, step) for step in range(3)]
+        >>> torch.equal(torch.stack(step_keys), af.random.split(key, 3))
+        True
     """
     check_key(key)
     if isinstance(data, Tensor):
@@ -106,16 +137,26 @@ def fold_in(key: Key, data: int | Integer[Tensor, ""]) -> Key:
 
 
 def bits(key: Key, shape: Shape = ()) -> Int32[Tensor, "*shape"]:
-    """Uniform 32-bit patterns as int32, so values from 2^31 on appear negative; equal to JAX's bit for bit."""
+    """Draws uniform 32-bit patterns as int32, so values from 2^31 on appear negative; equal to JAX's bit for bit.
+
+    Examples:
+        >>> af.random.bits(key, (3,))
+        tensor([-224768089,  -91998574, 1427181096], dtype=torch.int32)
+    """
     return draw(key, shape, lambda words: words)
 
 
 def threefry2x32(
     k0: Int32[Tensor, "*#n"], k1: Int32[Tensor, "*#n"], x0: Int32[Tensor, "*#n"], x1: Int32[Tensor, "*#n"]
 ) -> tuple[Int32[Tensor, "*n"], Int32[Tensor, "*n"]]:
-    """Threefry-2x32 with 20 rounds: encrypts the words (x0, x1) under the key (k0, k1).
+    """Encrypts the words (x0, x1) under the key (k0, k1), by Threefry-2x32 with 20 rounds.
 
     All four broadcast. Source: Salmon et al. 2011, section 3.3 and the Random123 constants.
+
+    Examples:
+        >>> zero = torch.zeros((), dtype=torch.int32)
+        >>> [hex(int(word) & 0xFFFFFFFF) for word in af.random.threefry2x32(zero, zero, zero, zero)]
+        ['0x6b200159', '0x99ba4efe']
     """
     if k0.device.type == "cuda" and _has_kernel():
         from alexnet_func import threefry_kernel

@@ -47,7 +47,7 @@ GradFn = Callable[[Params, Any, Tensor], Graded] | InPrecision
 
 
 class TrainState(NamedTuple):
-    """Everything a run needs to go on: a pytree of tensors."""
+    """Holds everything a run needs to go on: a pytree of tensors."""
 
     step: Int64[Tensor, ""]
     params: Params
@@ -68,10 +68,10 @@ class Compilation(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A training step: `step(state, batch) -> (state, metrics)`, with metrics a dict of tensors, "loss" among them.
+    """Takes one training step when called: `step(state, batch) -> (state, metrics)`.
 
-    `function` is the pure step, `precision` what it is computed in, where `with_precision` asked for one;
-    `compilation` is None for an eager step.
+    The metrics are a dict of tensors, "loss" among them. `function` is the pure step, `precision` what it is computed
+    in, where `with_precision` asked for one; `compilation` is None for an eager step.
     """
 
     function: StepFunction
@@ -79,7 +79,7 @@ class Step(NamedTuple):
     compilation: Compilation | None = None
 
     def __call__(self, state: TrainState, batch: Any) -> Stepped:
-        """The next state and the metrics of this step on a batch as the loss takes it, usually (x, y).
+        """Returns the next state and the metrics of this step on a batch as the loss takes it, usually (x, y).
 
         Raises TypeError for what is no state; ValueError for a spent one, and for a compiled step under a transform.
         """
@@ -99,13 +99,18 @@ class Step(NamedTuple):
 
 
 def create_state(params: Params, optimizer: Optimizer, *, key: random.Key) -> TrainState:
-    """The state before step 0. Copies `params` and `key`, so that a donated step cannot overwrite the caller's.
+    """Returns the state before step 0, with copies of `params` and `key`: a donated step cannot overwrite the caller's.
 
     Gradients flow through the copy: parameters that require grad, as a module's do, make every step keep what
     autograd needs. Detach them first where nobody differentiates the training itself.
 
     Raises TypeError or ValueError for params that are no dict of tensors by name or empty, and for what is no key or
     no `optim.Optimizer`.
+
+    Examples:
+        >>> state = af.train.create_state(params, af.optim.sgd(0.1, momentum=0.9), key=key)
+        >>> int(state.step), list(state.opt_state)
+        (0, ['velocity'])
     """
     random.check_key(key)
     check_optimizer(optimizer)
@@ -123,13 +128,22 @@ def create_state(params: Params, optimizer: Optimizer, *, key: random.Key) -> Tr
 def make_step(
     loss_fn: Loss | None, optimizer: Optimizer, *, has_aux: bool = False, grad_fn: GradFn | None = None
 ) -> Step:
-    """`step(state, batch) -> (state, metrics)`, pure: the given state is left as it was.
+    """Makes a loss and an optimiser into a pure `step(state, batch) -> (state, metrics)`.
+
+    The given state is left as it was.
 
     `loss_fn(params, batch, *, key=None)` returns a scalar, or `(scalar, dict of tensors)` with `has_aux`, whose dict
     joins the metrics beside "loss". `grad_fn(params, batch, key) -> (grads, metrics)` replaces the plain gradient
     of `loss_fn`, which may then be None: private, data-parallel and ensemble training differ in that function alone.
 
     Raises ValueError without either function, TypeError for what is no `optim.Optimizer`.
+
+    Examples:
+        >>> optimizer = af.optim.sgd(0.1)
+        >>> step = af.train.make_step(lambda p, batch, key: af.loss_fn(p, batch, arch=arch, key=key), optimizer)
+        >>> state, metrics = step(af.train.create_state(params, optimizer, key=key), batch)
+        >>> int(state.step), list(metrics)
+        (1, ['loss'])
     """
     check_optimizer(optimizer)
     if grad_fn is None:
@@ -146,7 +160,7 @@ def make_step(
 
 
 def compile_step(step: StepFunction | Step, *, donate: bool = False, cudagraph: bool = False) -> Step:
-    """`step` as one compiled graph of forward, backward and update; equal to the eager step to rounding.
+    """Compiles `step` as one graph of forward, backward and update; it equals the eager step to rounding.
 
     Every batch shape is compiled once, so keep shapes fixed. With `donate` the results are written into the given
     state's buffers, which halves the memory of the state: the given state is spent, its `step` tensor was a ticket
@@ -160,6 +174,11 @@ def compile_step(step: StepFunction | Step, *, donate: bool = False, cudagraph: 
 
     Raises ValueError for `cudagraph` without `donate`, and, when called, for a spent state or, with `cudagraph`, for
     one that is not on CUDA.
+
+    Examples:
+        >>> from functools import partial
+        >>> step = af.train.make_step(partial(af.loss_fn, arch=arch), af.optim.sgd(0.1))
+        >>> step = af.train.compile_step(step)  # called as before; the first call compiles
     """
     if cudagraph and not donate:
         raise ValueError("cudagraph=True needs donate=True: a graph replays into fixed buffers")
@@ -182,7 +201,7 @@ def _check_unwatched(step: Step, *trees: Any) -> None:
 
 
 class Metrics(NamedTuple):
-    """Means over `count` examples: loss in nats, top-1 and top-5 accuracy in 0..1 (top-K below five classes)."""
+    """Holds means over `count` examples: loss in nats, top-1 and top-5 accuracy in 0..1 (top-K below five classes)."""
 
     loss: float
     top1: float
@@ -191,10 +210,15 @@ class Metrics(NamedTuple):
 
 
 def evaluate(forward: Callable[[Params, Tensor], Tensor], params: Params, batches: Iterable[Batch]) -> Metrics:
-    """Loss and accuracies of `forward(params, x)` over `batches` of (x, y), each example counted once.
+    """Computes loss and accuracies of `forward(params, x)` over `batches` of (x, y), each example counted once.
 
     Gives Python numbers: `totals` is what transforms go through. Raises ValueError where there is no example, where a
     batch is no pair, and under a transform.
+
+    Examples:
+        >>> metrics = af.train.evaluate(lambda p, x: af.forward(p, x, arch=arch), params, [batch, batch])
+        >>> metrics.count, 0 <= metrics.top1 <= metrics.top5 <= 1
+        (8, True)
     """
     with torch.no_grad():
         return metrics_of(totals(forward, params, batches))

@@ -77,3 +77,53 @@ def test_the_example_of_curvature_finds_a_positive_spectrum_and_a_step_that_desc
     assert largest > 0
     assert max(after) < 0.95 * before
     assert "largest eigenvalue of the GGN" in capsys.readouterr().out
+
+
+def test_the_example_of_private_training_spends_what_it_may(capsys):
+    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed: pip install -e '.[privacy]'")
+    _, spent = example("dp_sgd").main(epsilon=0.1, steps=10)
+    assert 0.0999 < spent <= 0.1
+    assert "epsilon 0.10 and delta 1e-04" in capsys.readouterr().out
+
+
+def test_the_example_of_maml_lowers_the_loss_after_adaption(capsys):
+    before, after = example("maml").main(meta_steps=10, tests=10)
+    assert after < 0.95 * before
+    assert "after 10 meta steps" in capsys.readouterr().out
+
+
+def test_the_example_of_a_learned_rate_finds_a_better_one(capsys):
+    (start, before), (learned, after) = example("learned_rate").main(updates=8, batch_size=16)
+    assert learned > 2 * start
+    assert after < before - 0.01
+    assert f"rate {start:.4f} gives a loss of {before:.2f}" in capsys.readouterr().out
+
+
+def test_the_example_of_a_sweep_finds_the_rate_that_trains(capsys):
+    accuracies = example("ensemble_sweep").main(rates=(1e-4, 0.01, 10.0), epochs=1)
+    assert max(accuracies, key=accuracies.get) == 0.01
+    assert accuracies[0.01] > 0.7
+    assert f"rate 0.01: {accuracies[0.01]:.1%}" in capsys.readouterr().out
+
+
+def test_the_example_of_influence_finds_images_that_are_missed(capsys):
+    """More than others of their digits are, and the prediction was right before."""
+    whole, without, without_others = example("influence").main(count=150, steps=100, dim=64)
+    assert without > whole + 1
+    assert without > without_others + 1
+    assert f"without these images {without:.2f}" in capsys.readouterr().out
+
+
+def test_the_example_of_a_tangent_kernel_gives_a_kernel_that_tells_digits_apart(capsys):
+    kernel, by_kernel, _ = example("ntk").main(count=60, tests=50, steps=2)
+    torch.testing.assert_close(kernel, kernel.T)
+    eigenvalues = torch.linalg.eigvalsh(kernel)
+    assert eigenvalues[0] > -1e-6 * eigenvalues[-1]
+    assert by_kernel > 0.6
+    assert f"right by kernel regression {by_kernel:.1%}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_each_example_is_short_and_says_how_to_run_it(path):
+    assert len(path.read_text().splitlines()) <= 80
+    assert f"python examples/{path.name}" in path.read_text().split('"""')[1]

@@ -11,7 +11,9 @@ can be differentiated, forward and backward, by all that goes in, and mapped; de
 are zero. `init` and `update` raise ValueError or TypeError for tensors that do not fit one another.
 """
 
-from alexnet_func.optim.adamw import adamw
+from alexnet_func.optim._adamw import adamw
+from alexnet_func.optim._muon import muon, orthogonalized
+from alexnet_func.optim._sgd import sgd
 from alexnet_func.optim.base import Optimizer, OptState, Schedule, Transform, Updated, check_optimizer
 from alexnet_func.optim.combinators import (
     accumulate,
@@ -24,9 +26,7 @@ from alexnet_func.optim.combinators import (
     masked,
     partition,
 )
-from alexnet_func.optim.muon import muon, orthogonalized
 from alexnet_func.optim.schedules import constant, piecewise_constant, step_decay, warmup_cosine, warmup_linear
-from alexnet_func.optim.sgd import sgd
 
 __all__ = [
     "OptState",

@@ -27,21 +27,29 @@ _GROUP = 1 << 24
 
 
 class Optimizer(NamedTuple):
-    """`init(params) -> opt_state` and `update(grads, opt_state, params, step) -> (params, opt_state)`."""
+    """Holds `init(params) -> opt_state` and `update(grads, opt_state, params, step) -> (params, opt_state)`."""
 
     init: Callable[[Params], OptState]
     update: Callable[[Params, OptState, Params, Tensor], Updated]
 
 
 class Transform(NamedTuple):
-    """A part of `chain` that gives gradients: `update(grads, state, params, step) -> (grads, state)`."""
+    """Holds a part of `chain` that gives gradients: `update(grads, state, params, step) -> (grads, state)`."""
 
     init: Callable[[Params], OptState]
     update: Callable[[Params, OptState, Params, Tensor], Updated]
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Raises TypeError unless `optimizer` is an `Optimizer`."""
+    """Raises TypeError unless `optimizer` is an `Optimizer`.
+
+    Examples:
+        >>> af.optim.check_optimizer(af.optim.sgd(0.1))
+        >>> af.optim.check_optimizer(af.optim.clip_by_global_norm(1.0))
+        Traceback (most recent call last):
+            ...
+        TypeError: optimizer must be an optim.Optimizer, got Transform, which only transforms gradients: ...
+    """
     if not isinstance(optimizer, Optimizer):
         hint = ", which only transforms gradients: optim.chain(it, optim.sgd(...)) is one" * isinstance(
             optimizer, Transform

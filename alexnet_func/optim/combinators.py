@@ -31,10 +31,16 @@ from alexnet_func.optim.base import (
 
 
 def chain(*parts: Transform | Optimizer) -> Optimizer:
-    """The gradients go through all parts in turn; the last, an optimiser, applies what comes out.
+    """Passes the gradients through all `parts` in turn; the last, an optimiser, applies what comes out.
 
     Part i keeps its state, if it has any, as `opt_state[str(i)]`. Raises TypeError for a part that is no `Transform`,
     and for a last one that is no `Optimizer`.
+
+    Examples:
+        >>> optimizer = af.optim.chain(af.optim.clip_by_global_norm(1.0), af.optim.sgd(0.1))
+        >>> w, grads = {"w": torch.ones(2)}, {"w": torch.tensor([3.0, 4.0])}
+        >>> optimizer.update(grads, optimizer.init(w), w, torch.tensor(0))[0]["w"]
+        tensor([0.9400, 0.9200])
     """
     check_optimizer(parts[-1] if parts else None)
     for i, part in enumerate(parts[:-1]):
@@ -57,10 +63,16 @@ def chain(*parts: Transform | Optimizer) -> Optimizer:
 
 
 def clip_by_global_norm(max_norm: Number) -> Transform:
-    """All gradients times `min(1, max_norm / norm)`, norm that of all together: Pascanu et al. 2013, algorithm 1.
+    """Scales all gradients by `min(1, max_norm / norm)`, norm that of all together: Pascanu et al. 2013, algorithm 1.
 
     A norm that is not finite makes every gradient NaN or 0, as in optax. Raises ValueError for a negative or NaN
     `max_norm`, TypeError for what is no number.
+
+    Examples:
+        >>> clip, w = af.optim.clip_by_global_norm(1.0), {"a": torch.ones(1), "b": torch.ones(1)}
+        >>> grads = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
+        >>> clip.update(grads, clip.init(w), w, torch.tensor(0))[0]
+        {'a': tensor([0.6000]), 'b': tensor([0.8000])}
     """
     check_number("max_norm", max_norm)
 
@@ -75,14 +87,27 @@ def clip_by_global_norm(max_norm: Number) -> Transform:
 
 
 def global_norm(tensors: Params) -> Float[Tensor, ""]:
-    """The 2-norm of all entries of all tensors, in float32 at least; its derivative at 0 counts as 0."""
+    """Computes the 2-norm of all entries of all `tensors`, in float32 at least; its derivative at 0 counts as 0.
+
+    Examples:
+        >>> af.optim.global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+        tensor(5.)
+    """
     check_tensors(tensors, "tensors")
     wide = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors.values())
     return square_root(torch.stack([t.square().sum() for t in wide]).sum())
 
 
 def add_decayed_weights(weight_decay: Number) -> Transform:
-    """`g + weight_decay p`: an L2 penalty. Raises ValueError for a negative decay, TypeError for what is no number."""
+    """Gives `g + weight_decay p` for each gradient g: an L2 penalty.
+
+    Raises ValueError for a negative decay, TypeError for what is no number.
+
+    Examples:
+        >>> decay, w = af.optim.add_decayed_weights(0.1), {"w": torch.tensor([10.0, 20.0])}
+        >>> decay.update({"w": torch.ones(2)}, decay.init(w), w, torch.tensor(0))[0]["w"]
+        tensor([2., 3.])
+    """
     check_number("weight_decay", weight_decay)
 
     def update(grads: Params, opt_state: OptState, params: Params, step: Tensor) -> Updated:
@@ -93,11 +118,18 @@ def add_decayed_weights(weight_decay: Number) -> Transform:
 
 
 def ema(decay: Number) -> Transform:
-    """The exponential moving average of what it is given, weighted so that it is one from the first step on.
+    """Gives the exponential moving average of what goes in, weighted so that it is an average from the first step on.
 
     `a_t = a_{t-1} + (1 - decay) / (1 - decay^t) (x_t - a_{t-1})`, t = step + 1: optax's `ema` with its correction for
     the start at zero (Kingma and Ba 2015, section 3). In a `chain` it averages gradients; of parameters see `averaged`.
     Raises ValueError for a decay outside [0, 1), TypeError for what is no number.
+
+    Examples:
+        >>> average, w = af.optim.ema(0.5), {"w": torch.zeros(1)}
+        >>> first, state = average.update({"w": torch.tensor([4.0])}, average.init(w), w, torch.tensor(0))
+        >>> second, state = average.update({"w": torch.tensor([1.0])}, state, w, torch.tensor(1))
+        >>> first["w"], second["w"]
+        (tensor([4.]), tensor([2.]))
     """
     check_fraction("decay", decay)
 
@@ -114,9 +146,17 @@ def ema(decay: Number) -> Transform:
 
 
 def averaged(optimizer: Optimizer, decay: Number) -> Optimizer:
-    """`optimizer`, with the `ema` of its parameters beside: `train.evaluate(forward, state.opt_state["ema"], batches)`.
+    """Updates as `optimizer` does and keeps the `ema` of its parameters beside.
 
-    The optimiser's own state is `opt_state["inner"]`. Polyak and Juditsky 1992 average all alike. Errors as `ema`.
+    `train.evaluate(forward, state.opt_state["ema"], batches)` evaluates the average. The optimiser's own state is
+    `opt_state["inner"]`. Polyak and Juditsky 1992 average all alike. Errors as `ema`.
+
+    Examples:
+        >>> w, optimizer = {"w": torch.ones(1)}, af.optim.averaged(af.optim.sgd(1.0), decay=0.5)
+        >>> w, state = optimizer.update({"w": torch.ones(1)}, optimizer.init(w), w, torch.tensor(0))
+        >>> w, state = optimizer.update({"w": torch.ones(1)}, state, w, torch.tensor(1))
+        >>> w["w"], state["ema"]["w"]
+        (tensor([-1.]), tensor([-0.6667]))
     """
     check_optimizer(optimizer)
     average = ema(decay)
@@ -134,10 +174,17 @@ def averaged(optimizer: Optimizer, decay: Number) -> Optimizer:
 
 
 def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
-    """`optimizer` once every `every` steps, on the mean of the gradients since: a batch so many times as large.
+    """Applies `optimizer` once every `every` steps, to the mean of the gradients since: a batch so many times as large.
 
     It counts its own updates, so that schedules go by `step // every`. What optax calls `MultiSteps`. The mean so far
     is `opt_state["mean"]`, the optimiser's own state `opt_state["inner"]`. Raises ValueError for `every` below 1.
+
+    Examples:
+        >>> w, optimizer = {"w": torch.ones(2)}, af.optim.accumulate(af.optim.sgd(0.1), every=2)
+        >>> one, state = optimizer.update({"w": torch.tensor([1.0, 1.0])}, optimizer.init(w), w, torch.tensor(0))
+        >>> two, state = optimizer.update({"w": torch.tensor([3.0, 5.0])}, state, one, torch.tensor(1))
+        >>> one["w"], two["w"]
+        (tensor([1., 1.]), tensor([0.8000, 0.7000]))
     """
     check_optimizer(optimizer)
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
@@ -164,9 +211,15 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
 
 
 def masked(transform: Transform, mask: Callable[[str], bool]) -> Transform:
-    """`transform` on the parameters for whose name `mask` is True; the other gradients pass as they are.
+    """Applies `transform` to the parameters for whose name `mask` is True; the other gradients pass as they are.
 
     No decay on biases: `masked(add_decayed_weights(5e-4), lambda name: not name.endswith("bias"))`.
+
+    Examples:
+        >>> decay = af.optim.masked(af.optim.add_decayed_weights(0.1), lambda name: not name.endswith("bias"))
+        >>> w = {"fc.weight": torch.ones(2), "fc.bias": torch.ones(2)}
+        >>> decay.update(w, decay.init(w), w, torch.tensor(0))[0]
+        {'fc.weight': tensor([1.1000, 1.1000]), 'fc.bias': tensor([1., 1.])}
     """
     if not isinstance(transform, Transform):
         raise TypeError(f"masked takes a gradient Transform, got {type(transform).__name__}; see optim.partition")
@@ -183,9 +236,16 @@ def masked(transform: Transform, mask: Callable[[str], bool]) -> Transform:
 
 
 def partition(label: Callable[[str], str], optimizers: Mapping[str, Optimizer]) -> Optimizer:
-    """Each parameter by `optimizers[label(name)]`, as one optimiser: what `optax.partition` is to optax.
+    """Updates each parameter by `optimizers[label(name)]`, as one optimiser: what `optax.partition` is to optax.
 
     The states lie side by side, those of one moment in one dict. Raises ValueError for a label without an optimiser.
+
+    Examples:
+        >>> optimizers = {"weight": af.optim.sgd(0.1), "bias": af.optim.sgd(0.2)}
+        >>> optimizer = af.optim.partition(lambda name: name.split(".")[-1], optimizers)
+        >>> w = {"fc.weight": torch.ones(2), "fc.bias": torch.ones(2)}
+        >>> optimizer.update(w, optimizer.init(w), w, torch.tensor(0))[0]
+        {'fc.weight': tensor([0.9000, 0.9000]), 'fc.bias': tensor([0.8000, 0.8000])}
     """
     for optimizer in optimizers.values():
         check_optimizer(optimizer)

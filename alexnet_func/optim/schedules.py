@@ -14,13 +14,26 @@ from alexnet_func.optim.base import Number, Schedule
 
 
 def constant(value: Number) -> Schedule:
-    """The same rate at every step."""
+    """Returns a schedule of the same `value` at every step.
+
+    Examples:
+        >>> af.optim.constant(0.1)(torch.tensor(1000))
+        tensor(0.1000, dtype=torch.float64)
+    """
     check_number("value", value)
     return lambda step: torch.zeros_like(step, dtype=torch.float64) + value
 
 
 def step_decay(value: Number, boundaries: tuple[int, ...], factor: Number = 0.1) -> Schedule:
-    """`value * factor^n`, n the number of boundaries b with b <= step: the paper divides by ten, three times."""
+    """Multiplies `value` by `factor` at each of the `boundaries`.
+
+    The rate is `value * factor^n`, n the number of boundaries b with b <= step: the paper divides by ten, three times.
+
+    Examples:
+        >>> rate = af.optim.step_decay(0.01, (10, 20))
+        >>> [round(rate(torch.tensor(step)).item(), 4) for step in (0, 9, 10, 20)]
+        [0.01, 0.01, 0.001, 0.0001]
+    """
     check_number("value", value)
     check_number("factor", factor)
 
@@ -34,7 +47,13 @@ def step_decay(value: Number, boundaries: tuple[int, ...], factor: Number = 0.1)
 
 
 def piecewise_constant(init_value: Number, boundaries_and_scales: Mapping[int, Number]) -> Schedule:
-    """`init_value` times the scales of all boundaries b with b <= step: `optax.piecewise_constant_schedule`."""
+    """Multiplies `init_value` by the scales of all boundaries b with b <= step: `optax.piecewise_constant_schedule`.
+
+    Examples:
+        >>> rate = af.optim.piecewise_constant(1.0, {10: 0.5, 20: 0.1})
+        >>> [round(rate(torch.tensor(step)).item(), 4) for step in (0, 10, 20)]
+        [1.0, 0.5, 0.05]
+    """
     check_number("init_value", init_value)
     for scale in boundaries_and_scales.values():
         check_number("a scale", scale)
@@ -52,12 +71,24 @@ def warmup_linear(peak: Number, warmup_steps: int, total_steps: int) -> Schedule
     """Rises linearly to `peak` over `warmup_steps`, then falls linearly to 0 at `total_steps` and stays there.
 
     The rate of step s < warmup_steps is `peak (s + 1) / warmup_steps`, so that the first step already moves.
+
+    Examples:
+        >>> rate = af.optim.warmup_linear(1.0, warmup_steps=2, total_steps=6)
+        >>> [round(rate(torch.tensor(step)).item(), 4) for step in (0, 1, 2, 4, 6)]
+        [0.5, 1.0, 1.0, 0.5, 0.0]
     """
     return _after_warmup(peak, warmup_steps, total_steps, lambda progress: 1 - progress)
 
 
 def warmup_cosine(peak: Number, warmup_steps: int, total_steps: int) -> Schedule:
-    """As `warmup_linear`, but falls as half a cosine: Loshchilov and Hutter 2017, equation 5, without restarts."""
+    """Rises to `peak` as `warmup_linear` does, then falls as half a cosine: Loshchilov and Hutter 2017, equation 5,
+    without restarts.
+
+    Examples:
+        >>> rate = af.optim.warmup_cosine(1.0, warmup_steps=2, total_steps=6)
+        >>> [round(rate(torch.tensor(step)).item(), 4) for step in (0, 1, 3, 4, 6)]
+        [0.5, 1.0, 0.8536, 0.5, 0.0]
+    """
     return _after_warmup(peak, warmup_steps, total_steps, lambda progress: (1 + torch.cos(math.pi * progress)) / 2)
 
 

@@ -25,8 +25,9 @@ from alexnet_func.optim.base import (
 def muon(
     learning_rate: Rate, momentum: Number = 0.95, weight_decay: Number = 0.0, dtype: torch.dtype | None = None
 ) -> Optimizer:
-    """Nesterov momentum, orthogonalised: Jordan et al. 2024, "Muon", as in `torch.optim.Muon`. For hidden weights.
+    """Returns Nesterov momentum, orthogonalised, at `learning_rate`: for hidden weights.
 
+    Jordan et al. 2024, "Muon", as in `torch.optim.Muon`:
     `v <- momentum v + (1 - momentum) g; u = momentum v + (1 - momentum) g;
     p <- p - lr weight_decay p - lr sqrt(max(1, r / c)) orthogonalized(u)`, p an r x c matrix; the kernel of an output
     channel is a row. Every direction in which a layer's gradients lie then moves alike, however much larger some are,
@@ -37,6 +38,13 @@ def muon(
     Raises ValueError for a negative rate or decay, a momentum outside [0, 1), and in `init` for a tensor of fewer than
     two axes; TypeError for a setting that is no number. `update` raises ValueError for gradients or a state that do
     not fit.
+
+    Examples:
+        >>> w, optimizer = {"w": torch.zeros(2, 2)}, af.optim.muon(0.1)
+        >>> grads = {"w": torch.diag(torch.tensor([100.0, 1.0]))}
+        >>> new, opt_state = optimizer.update(grads, optimizer.init(w), w, torch.tensor(0))
+        >>> new["w"].diagonal().round(decimals=2)  # as far in both directions
+        tensor([-0.0700, -0.0700])
     """
     check_rate(learning_rate)
     check_fraction("momentum", momentum)
@@ -66,10 +74,15 @@ def muon(
 
 
 def orthogonalized(matrix: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
-    """About U V^T of `matrix` = U S V^T, by five Newton-Schulz steps of Jordan et al. 2024; zero for a zero matrix.
+    """Computes about U V^T of `matrix` = U S V^T, by five Newton-Schulz steps of Jordan et al. 2024.
 
-    Each step takes every singular value s to `3.4445 s - 4.7750 s^3 + 2.0315 s^5`, after a division by the root of the
-    sum of their squares. What then lies above 0.002 ends between 0.68 and 1.21; smaller ones grow about 480-fold.
+    Of a zero matrix it is zero. Each step takes every singular value s to `3.4445 s - 4.7750 s^3 + 2.0315 s^5`, after a
+    division by the root of the sum of their squares. What then lies above 0.002 ends between 0.68 and 1.21; smaller
+    ones grow about 480-fold.
+
+    Examples:
+        >>> af.optim.orthogonalized(torch.diag(torch.tensor([100.0, 1.0]))).diagonal().round(decimals=1)
+        tensor([0.7000, 0.7000])
     """
     rows, columns = matrix.shape
     x = matrix.T if rows > columns else matrix

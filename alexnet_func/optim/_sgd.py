@@ -30,7 +30,7 @@ def sgd(
     nesterov: bool = False,
     form: Literal["torch", "paper"] = "torch",
 ) -> Optimizer:
-    """Stochastic gradient descent with momentum; the decay `weight_decay * p` is added to the gradient g.
+    """Returns stochastic gradient descent with `momentum`; the decay `weight_decay * p` is added to the gradient g.
 
     `form="torch"`: `v <- momentum v + g; p <- p - lr v` (`p - lr (g + momentum v)` with Nesterov), with the bits of
     `torch.optim.SGD` in float32 and float64 on the same device. `form="paper"`: `v <- momentum v - lr g; p <- p + v`,
@@ -39,6 +39,13 @@ def sgd(
 
     Raises ValueError for a negative rate, momentum or decay, for Nesterov without momentum or in the paper's form;
     TypeError for a setting that is no number. `update` raises ValueError for gradients or a state that do not fit.
+
+    Examples:
+        >>> w, optimizer = {"w": torch.ones(2)}, af.optim.sgd(0.1, momentum=0.9)
+        >>> grads = {"w": torch.tensor([1.0, 2.0])}
+        >>> new, opt_state = optimizer.update(grads, optimizer.init(w), w, torch.tensor(0))
+        >>> new["w"], opt_state["velocity"]["w"]
+        (tensor([0.9000, 0.8000]), tensor([1., 2.]))
     """
     check_rate(learning_rate)
     check_number("momentum", momentum)

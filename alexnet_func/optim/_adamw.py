@@ -24,14 +24,21 @@ from alexnet_func.optim.base import (
 def adamw(
     learning_rate: Rate, b1: Number = 0.9, b2: Number = 0.999, eps: Number = 1e-8, weight_decay: Number = 0.01
 ) -> Optimizer:
-    """Adam with decoupled weight decay: Loshchilov and Hutter 2019, algorithm 2, as in `torch.optim.AdamW`.
+    """Returns Adam with decoupled weight decay at `learning_rate`.
 
+    Loshchilov and Hutter 2019, algorithm 2, as in `torch.optim.AdamW`:
     `p <- p - lr weight_decay p - lr m_hat / (sqrt(v_hat) + eps)` with bias-corrected moments m_hat and v_hat. Settings
     may be scalar tensors, by which an update can be differentiated or mapped; where v is 0 the derivative of its root
     counts as 0, so that all are finite there.
 
     Raises ValueError for a negative rate, eps or decay, or a b1 or b2 outside [0, 1); TypeError for a setting that is
     no number. `update` raises ValueError for gradients or a state that do not fit.
+
+    Examples:
+        >>> w, optimizer = {"w": torch.ones(2)}, af.optim.adamw(0.1, weight_decay=0.0)
+        >>> grads = {"w": torch.tensor([1.0, -100.0])}
+        >>> optimizer.update(grads, optimizer.init(w), w, torch.tensor(0))[0]["w"]  # as far for either
+        tensor([0.9000, 1.1000])
     """
     check_rate(learning_rate)
     check_fraction("b1", b1)
