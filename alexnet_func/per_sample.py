@@ -58,6 +58,9 @@ from alexnet_func.ops import square_root
 from alexnet_func.pairs import gram, layer_grams, project
 
 __all__ = [
+    "Keys",
+    "Loss",
+    "Method",
     "clipped_sum",
     "dots",
     "grads",

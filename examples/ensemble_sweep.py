@@ -4,7 +4,7 @@
     python examples/ensemble_sweep.py
 
 The members are one dict of stacked parameters, each with its own initial values, learning rate and velocity; each
-computes what it would compute alone. On two cores: about ten seconds. It prints each member's rate and test accuracy:
+computes what it would compute alone. On two cores: about 15 seconds. It prints each member's rate and test accuracy:
 
     rate 0.0003: 57.5%, rate 0.001: 86.2%, rate 0.003: 93.5%, rate 0.01: 96.3%, rate 0.03: 94.6%, rate 0.1: 10.1%
 """

@@ -5,7 +5,7 @@
 
 Influence scores come from projected gradients of each image (Koh and Liang 2017; Park et al. 2023, TRAK). The check is
 to train again, from the same start: without the most helpful images, and without as many others of their digits. The
-prediction asked about is the right one of which the network is least sure. On two cores: about ten seconds. It prints
+prediction asked about is the right one of which the network is least sure. On two cores: about 15 seconds. It prints
 the labels of the most helpful images, and the prediction's loss after each of the three trainings:
 
     a 3 is pulled by images of [3, 3, 3, 3, 3, 7, 1, 4, 3, 3]

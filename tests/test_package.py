@@ -28,7 +28,7 @@ import alexnet_func as af
 key, init_key = af.random.split(af.random.key(0))
 arch = af.arch.ALEXNET_CIFAR.replace(num_classes=7)
 params = af.init(init_key, arch)
-batch = (torch.rand(4, 3, 32, 32), torch.arange(4))
+batch = (af.random.uniform(key, (4, 3, 32, 32)), torch.arange(4))
 loss = functools.partial(af.loss_fn, arch=arch)
 
 logits: Tensor = af.forward(params, batch[0], arch=arch, key=key)
