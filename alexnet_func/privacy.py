@@ -144,7 +144,7 @@ def adaptive(
     and ValueError unless 0 <= quantile <= 1, rate is positive, and count_deviation above half of noise_multiplier.
 
     Examples:
-        >>> optimizer, step = af.privacy.adaptive(af.optim.sgd(0.1), 0.2, 4, max_norm=0.1, arch=arch)
+        >>> optimizer, step = af.privacy.adaptive(af.optim.sgd(0.1), 0.2, 4.0, max_norm=0.1, arch=arch)
         >>> state, metrics = step(af.train.create_state(params, optimizer, key=key), batch)
         >>> metrics["max_norm"], bool(state.opt_state["max_norm"] > 0.1)  # the gradients were longer
         (tensor(0.1000), True)
