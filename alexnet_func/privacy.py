@@ -91,7 +91,7 @@ def dp_grad_fn(
     negative. The step raises ValueError for weights other than 0 and 1, TypeError for weights that are integers.
 
     Examples:
-        >>> grad_fn = af.privacy.dp_grad_fn(1.0, noise_multiplier=1.0, expected_batch_size=4, arch=arch)
+        >>> grad_fn = af.privacy.dp_grad_fn(1.0, noise_multiplier=1.0, expected_batch_size=4.0, arch=arch)
         >>> step = af.train.make_step(None, af.optim.sgd(0.1), grad_fn=grad_fn)
         >>> state = af.train.create_state(params, af.optim.sgd(0.1), key=key)
         >>> step(state, (*batch, torch.tensor([1.0, 1.0, 1.0, 0.0])))[1]["count"]
