@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from alexnet_func import local, ops, random
+from alexnet_func import continuous, local, ops, random
 from alexnet_func.arch import (
     ALEXNET,
     LRN,
@@ -230,7 +230,7 @@ def dropout_noise(
     if batch and key.dim() == 1:
         key = random.split(key, batch[0])
     sizes = [math.prod(at.in_shape) for at in sites]
-    flat = random.uniform_segments(key, sizes).split(sizes, dim=-1)
+    flat = continuous.uniform_segments(key, sizes).split(sizes, dim=-1)
     return {at.name: noise.reshape(*batch, *at.in_shape) for at, noise in zip(sites, flat, strict=True)}
 
 

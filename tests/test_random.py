@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
 
 import alexnet_func as af
-from alexnet_func import distributions, threefry
+from alexnet_func import continuous, distributions, threefry
 from parity.draws import as_tensor, draws
 
 SEEDS = (*range(62), 2**31, 2**32 - 1)
@@ -461,7 +461,7 @@ def test_bernoulli_takes_a_tensor_of_probabilities():
 
 def test_uniform_segments_are_uniforms_of_folded_keys():
     keys, sizes = af.random.split(af.random.key(5), 4), [1000, 1, 70_000]
-    joined = af.random.uniform_segments(keys, sizes)
+    joined = continuous.uniform_segments(keys, sizes)
     for key, row in zip(keys, joined, strict=True):
         parts = [af.random.uniform(af.random.fold_in(key, i), (size,)) for i, size in enumerate(sizes)]
         assert torch.equal(row, torch.cat(parts))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import alexnet_func as af
+from alexnet_func import continuous
 from alexnet_func.data import augment
 from parity.compositions.setting import Subject, moved, net, normal
 from parity.compositions.transforms import Function, readout
@@ -83,7 +84,7 @@ def random() -> Iterator[Subject]:
         "choice, p": lambda key: r.choice(key, 3, (5,), p=torch.tensor([0.2, 0.3, 0.5])),
         "categorical": lambda key: r.categorical(key, torch.tensor([0.2, 0.3, 0.5]), shape=(5,)),
         "clone, key_data, wrap_key_data": lambda key: r.wrap_key_data(r.key_data(r.clone(key))),
-        "uniform_segments": lambda key: r.uniform_segments(r.split(key), (3, 2)),
+        "uniform_segments": lambda key: continuous.uniform_segments(r.split(key), (3, 2)),
     }
     for name, draw in drawn.items():
 
