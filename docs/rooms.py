@@ -1,7 +1,6 @@
 """`python docs/rooms.py`: draws the rooms of `alexnet_func` from their imports into docs/pictures/rooms.svg."""
 
 import ast
-from collections.abc import Iterable
 from pathlib import Path
 
 PICTURE = Path(__file__).parent / "pictures" / "rooms.svg"
@@ -81,11 +80,6 @@ def _box(room: str, x: float, y: float) -> str:
     box = f'x="{x - _WIDTH / 2:g}" y="{y - _HEIGHT / 2:g}" width="{_WIDTH}" height="{_HEIGHT}" rx="5"'
     colours = 'fill="#eef2f8" stroke="#4a5a75"'
     return f'<rect {box} {colours}/><text x="{x:g}" y="{y + 5:g}" text-anchor="middle" fill="#1c2533">{room}</text>'
-
-
-def names(arrows: Iterable[Edge]) -> set[str]:
-    """Every room that an arrow starts from or leads to."""
-    return {room for arrow in arrows for room in arrow}
 
 
 if __name__ == "__main__":

@@ -2,21 +2,17 @@
 
 import doctest
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 import alexnet_func as af
 
-# What every example starts from, as the page of the functions says.
-PRELUDE = """
-import torch
-import alexnet_func as af
-arch = af.arch.ALEXNET_CIFAR
-key = af.random.key(0)
-params = af.init(key, arch)
-batch = (torch.rand(4, 3, 32, 32), torch.arange(4))
-"""
+# What every example starts from, as the page of all functions says.
+HOOKS = Path(__file__).parent.parent / "docs" / "hooks.py"
+(PRELUDE,) = re.findall(r"```python\n(.*?)```", HOOKS.read_text(), flags=re.DOTALL)
 WITH_EXAMPLES = (
     *("model", "train", "optim", "random", "per_sample", "privacy"),
     *("ensemble", "curvature", "influence", "interop", "checkpoint"),
