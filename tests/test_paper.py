@@ -141,6 +141,8 @@ def test_what_is_on_record_to_its_end_is_not_trained_again(tmp_path, monkeypatch
     assert len(told) == 4
     assert "--resume" in told[-1]
     assert str(tmp_path / "b-seed0") in told[-1]
+    (tmp_path / "b-seed0" / "metrics.jsonl").unlink()  # as a run is whose first epoch has not ended
+    assert not trials._done(tmp_path / "b-seed0")
 
 
 def test_every_study_runs_and_writes_its_table(tmp_path, monkeypatch, capsys):

@@ -66,5 +66,7 @@ def _one(trial: Trial, seed: int, setting: Setting) -> tuple[float, float, int]:
 
 def _done(run: Path) -> bool:
     """Whether all epochs are on record: then the run's checkpoint need not be there any more."""
-    config = run / "config.json"
-    return config.exists() and len(accuracy.course(run)) == json.loads(config.read_text())["epochs"]
+    config, metrics = run / "config.json", run / "metrics.jsonl"
+    if not (config.exists() and metrics.exists()):
+        return False
+    return len(metrics.read_text().splitlines()) == json.loads(config.read_text())["epochs"]
