@@ -63,15 +63,14 @@ def test_members_train_as_they_would_alone_and_resume_to_the_same_bits(tmp_path,
     assert all(torch.equal(p, parts[name]) for name, p in whole.items())
     assert members.trained(plan, images, 9, tmp_path / "parts", lambda rows: True)[1] == errors
     params, velocity = af.init(af.random.key(6), arch), {}
-    for epoch in range(3):
-        order = af.random.permutation(af.random.fold_in(af.random.key(1), epoch), 40).long()
-        for index in order.split(16):
-            x = (images.pixels[index].float() / 255 - images.moments.image) * 255
-            g = grad(af.loss_fn)(params, (x, images.labels[index]), arch=arch)
-            velocity = {n: 0.9 * velocity.get(n, 0) - 0.003 * g[n] for n in params}
-            params = {n: p + velocity[n] for n, p in params.items()}
+    one, _ = members.trained(plan, images, 1, tmp_path / "one", lambda rows: False)  # before kinks part rounded paths
+    for index in af.random.permutation(af.random.fold_in(af.random.key(1), 0), 40).long().split(16):
+        x = (images.pixels[index].float() / 255 - images.moments.image) * 255
+        g = grad(af.loss_fn)(params, (x, images.labels[index]), arch=arch)
+        velocity = {n: 0.9 * velocity.get(n, 0) - 0.003 * g[n] for n in params}
+        params = {n: p + velocity[n] for n, p in params.items()}
     for name, p in params.items():
-        torch.testing.assert_close(whole[name][1], p, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(one[name][1], p, rtol=1e-3, atol=1e-5)
 
 
 def test_an_average_is_of_the_members_predictions():

@@ -2,19 +2,20 @@
 
 Four studies, each a table: figure1 (ReLU against tanh), ladder (cuda-convnet's networks), claims (normalisation,
 overlap, augmentation, dropout, in pairs of the same seeds) and averaging (five networks, as one ensemble). They take
-hours on two cores, and go on where they were stopped: --runs keeps them. Writes DIR/<device>/paper_<study>.md. On a GPU
-float32 products round their operands to TF32.
+hours on two cores, and go on where they were stopped: --runs keeps them. Writes DIR/<device>/paper_<study>.md.
 """
 
 import argparse
 import fnmatch
 import shlex
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from alexnet_func import train
 from alexnet_func.data import datasets, sources
 from benchmarks import timing
 from benchmarks.paper import averaging, claims, figure1, ladder, members, plots
@@ -29,6 +30,9 @@ def main() -> int:
     parser.add_argument("--only", metavar="GLOB", default="*", help=f"of {', '.join(STUDIES)}")
     parser.add_argument("--seeds", type=int, default=3, help="0 .. N-1")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--precision", choices=typing.get_args(train.Precision), help="of products; float32 on a CPU, tf32 on a GPU"
+    )
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs of ladder and claims side by side: they share minutes"
     )
@@ -45,6 +49,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, help="training images of figure1 and averaging; all unless given")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    options.precision = options.precision or ("tf32" if options.device == "cuda" else "float32")
     chosen = [name for name in STUDIES if fnmatch.fnmatch(name, options.only)]
     if not chosen:
         parser.error(f"no study matches {options.only!r}; there are {', '.join(STUDIES)}")
@@ -73,8 +78,9 @@ _TITLES = {
 
 
 def _figure1(options: argparse.Namespace) -> str:
-    train, _ = _images(options)
-    table, curves = figure1.run(train, options.runs, options.seeds, options.epochs or 60, options.sweep)
+    images, _ = _images(options)
+    size = figure1.Size(options.seeds, options.epochs or 60, options.sweep, options.precision)
+    table, curves = figure1.run(images, options.runs, size)
     plots.curves(curves, options.out / options.device / "paper_figure1.png")
     return f"{table}\n\n![curves](paper_figure1.png)"
 
@@ -92,8 +98,8 @@ def _claims(options: argparse.Namespace) -> str:
 
 
 def _averaging(options: argparse.Namespace) -> str:
-    train, test = _images(options)
-    return averaging.run(train, test, options.runs, options.epochs or 10)
+    images, test = _images(options)
+    return averaging.run(images, test, options.runs, options.epochs or 10, options.precision)
 
 
 STUDIES: Mapping[str, Callable[[argparse.Namespace], str]] = {
@@ -105,7 +111,7 @@ STUDIES: Mapping[str, Callable[[argparse.Namespace], str]] = {
 
 
 def _setting(options: argparse.Namespace) -> Setting:
-    return Setting(options.data, options.runs, options.seeds, options.device, options.jobs)
+    return Setting(options.data, options.runs, options.seeds, options.device, options.precision, options.jobs)
 
 
 def _images(options: argparse.Namespace) -> tuple[members.Images, members.Images]:
@@ -128,6 +134,7 @@ def _command(name: str, options: argparse.Namespace) -> str:
     given += [word for network in options.network for word in ("--network", network)]
     given += [word for each in options.shorter for word in ("--shorter", each)]
     given += [word for each in options.fewer for word in ("--fewer", each)]
+    given += ["--precision", options.precision]
     given += ["--limit", str(options.limit)] if options.limit else []
     given += ["--device", options.device, "--jobs", str(options.jobs)] if options.device == "cuda" else []
     return f"python -m benchmarks.paper {shlex.join([*given, '--out', str(options.out)])}"

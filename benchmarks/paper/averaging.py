@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alexnet_func import ensemble, model, optim
+from alexnet_func import ensemble, model, optim, train
 from alexnet_func.app import recipes
 from alexnet_func.app.optimizers import optimizer as optimizer_of
 from alexnet_func.data import augment
@@ -15,7 +15,9 @@ from benchmarks.paper import members, statistics
 MEMBERS = 5
 
 
-def run(images: members.Images, test: members.Images, runs: Path, epochs: int) -> str:
+def run(
+    images: members.Images, test: members.Images, runs: Path, epochs: int, precision: train.Precision = "float32"
+) -> str:
     """Markdown: the errors of the members, of their average, and the paper's of five networks."""
     recipe = recipes.choose("cifar10", "cuda_convnet_26", epochs=epochs)
     per_epoch = -(-len(images.labels) // members.BATCH)
@@ -27,7 +29,7 @@ def run(images: members.Images, test: members.Images, runs: Path, epochs: int) -
         del rate  # all members have the recipe's
         return optimizer
 
-    plan = members.Plan(network, tuple(range(MEMBERS)), (recipe.lr,) * MEMBERS, scaled)
+    plan = members.Plan(network, tuple(range(MEMBERS)), (recipe.lr,) * MEMBERS, scaled, precision)
     path = runs / f"averaging-{epochs}.safetensors"
     params, _ = members.trained(plan, images, epochs, path, lambda rows: False)
     alone, together = errors(network, params, images, test)

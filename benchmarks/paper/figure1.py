@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alexnet_func import optim
+from alexnet_func import optim, train
 from alexnet_func.arch import ReLU, Tanh
 from alexnet_func.history import CUDA_CONVNET_19
 from benchmarks.paper import members, statistics
@@ -30,23 +30,32 @@ class Curve(NamedTuple):
     epochs: list[float]
 
 
-def run(images: members.Images, runs: Path, seeds: int, epochs: int, sweep: int) -> tuple[str, dict[str, Curve]]:
+class Size(NamedTuple):
+    """How many seeds, the epochs at most of each and of the sweep, and of what products are."""
+
+    seeds: int
+    epochs: int
+    sweep: int
+    precision: train.Precision = "float32"
+
+
+def run(images: members.Images, runs: Path, size: Size) -> tuple[str, dict[str, Curve]]:
     """Markdown, and the curves. Runs that reach no 25 % within so many epochs are told as such."""
-    curves = {name: curve(name, images, runs, seeds, epochs, sweep) for name in BENDS}
+    curves = {name: curve(name, images, runs, size) for name in BENDS}
     rows = ["| neuron | best rate | epochs to 25 % training error, 95 % interval | by seed |", "|---|---:|---:|---|"]
     for name, found in curves.items():
         reached = [count for count in found.epochs if count < float("inf")]
-        told = statistics.told(reached, "epochs") if len(reached) == len(found.epochs) else f"not within {epochs}"
+        told = statistics.told(reached, "epochs") if len(reached) == len(found.epochs) else f"not within {size.epochs}"
         by_seed = ", ".join(f"{count:.1f}" for count in found.epochs)
         rows.append(f"| {name} | {found.rate:g} | {told} | {by_seed} |")
     if all(count < float("inf") for found in curves.values() for count in found.epochs):
         ratio, low, high = statistics.ratio_interval(curves["tanh"].epochs, curves["ReLU"].epochs)
-        interval = f", 95 % interval {low:.2f} to {high:.2f}" if seeds > 1 else ""
+        interval = f", 95 % interval {low:.2f} to {high:.2f}" if size.seeds > 1 else ""
         rows += ["", f"tanh takes {ratio:.2f} times the epochs of ReLU{interval}; the paper says about six."]
     return "\n".join(rows), curves
 
 
-def curve(name: str, images: members.Images, runs: Path, seeds: int, epochs: int, sweep: int) -> Curve:
+def curve(name: str, images: members.Images, runs: Path, size: Size) -> Curve:
     """The sweep over `RATES`, of so many epochs at most, then as many seeds at the best rate."""
 
     def plan(own_seeds: Sequence[int], rates: Sequence[float]) -> members.Plan:
@@ -54,17 +63,16 @@ def curve(name: str, images: members.Images, runs: Path, seeds: int, epochs: int
         features = tuple(bend if isinstance(layer, ReLU) else layer for layer in CUDA_CONVNET_19.features)
         network = CUDA_CONVNET_19.replace(name=f"figure1_{name}", features=features)
         network = network.replace(num_classes=int(images.labels.max()) + 1)
-        return members.Plan(network, tuple(own_seeds), tuple(rates), _sgd)
+        return members.Plan(network, tuple(own_seeds), tuple(rates), _sgd, size.precision)
 
-    rates = plan([seeds] * len(RATES), RATES)  # a seed that is none of those after it
+    rates = plan([size.seeds] * len(RATES), RATES)  # a seed that is none of those after it
     path = runs / f"figure1-{name}-sweep.safetensors"
-    _, errors = members.trained(rates, images, sweep, path, lambda rows: bool(rows) and min(rows[-1]) <= ERROR)
+    _, errors = members.trained(rates, images, size.sweep, path, lambda rows: bool(rows) and min(rows[-1]) <= ERROR)
     rate = RATES[_best(errors)]
-    path = runs / f"figure1-{name}-{rate:g}-{seeds}.safetensors"
-    every = members.trained(
-        plan(range(seeds), [rate] * seeds), images, epochs, path, lambda rows: bool(rows) and max(rows[-1]) <= ERROR
-    )[1]
-    return Curve(rate, every, [reached([row[seed] for row in every]) for seed in range(seeds)])
+    path = runs / f"figure1-{name}-{rate:g}-{size.seeds}.safetensors"
+    seeds = plan(range(size.seeds), [rate] * size.seeds)
+    _, errors = members.trained(seeds, images, size.epochs, path, lambda rows: bool(rows) and max(rows[-1]) <= ERROR)
+    return Curve(rate, errors, [reached([row[seed] for row in errors]) for seed in range(size.seeds)])
 
 
 def reached(errors: Sequence[float]) -> float:

@@ -22,12 +22,16 @@ class Trial(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """The data as for alexnet train, where runs lie, how many seeds, the device, and how many runs share it."""
+    """The data as for alexnet train, where runs lie, how many seeds, the device, of what products are, and the jobs.
+
+    So many runs share the device.
+    """
 
     data: str
     runs: Path
     seeds: int
     device: str = "cpu"
+    precision: str = "float32"
     jobs: int = 1
 
 
@@ -54,7 +58,8 @@ def _one(trial: Trial, seed: int, setting: Setting) -> tuple[float, float, int]:
     """Error in per cent, minutes of training, and epochs."""
     run, device = setting.runs / f"{trial.name}-seed{seed}", setting.device
     where = ["--data", setting.data, "--device", device]
-    how = ["--seed", str(seed), "--out", str(run), "--resume", "--precision", "tf32" if device == "cuda" else "float32"]
+    how = ["--seed", str(seed), "--out", str(run), "--resume", "--precision", setting.precision]
+    how += ["--compile"] if setting.precision == "bf16" else []  # where it pays on a CPU, too
     if not _done(run):
         accuracy.alexnet("train", *where, *trial.words, *how)
     course = accuracy.course(run)
