@@ -33,6 +33,7 @@ __all__ = [
     "evaluate",
     "example_keys",
     "first_rank_first",
+    "gathered",
     "grad_fn",
     "joined",
     "rank",
@@ -130,6 +131,14 @@ def broadcast(tree: Tree) -> Tree:
         return received
 
     return pytree.tree_map(from_first, tree)
+
+
+def gathered(value: Tree) -> list[Tree]:
+    """Returns what the ranks have as `value`, which can be pickled, in their order."""
+    values: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 @contextmanager

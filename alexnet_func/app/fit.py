@@ -6,6 +6,7 @@ preparation by `data.preprocess`, the step by `steps.made`); `loop.train` runs i
 `progress.Show`. None of these calls one that stands before it.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from torch.nn.functional import cross_entropy
 
 from alexnet_func import files, model, parallel, precision, privacy, train
-from alexnet_func.app import loop, models, options, private, recorder, runs, setup, stopping
+from alexnet_func.app import agreement, loop, models, options, private, recorder, runs, setup, stopping
 from alexnet_func.app.options import Run
 from alexnet_func.app.progress import Show, UnwritableError
 from alexnet_func.app.recipes import Recipe
@@ -33,12 +34,15 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
     FloatingPointError when the loss is no longer finite, StoppedError after a signal, BlockingIOError where another
     process uses `--out`, ValueError for settings that do not fit together.
     """
+    parent = os.getppid()
     with parallel.joined(options.device_of(run.device)) as device, _in_use(run), precision.same_sums():
+        agreement.check_options(run, recipe)
         console.quiet = parallel.rank() > 0
         show = Show(console)
         job = setup.prepared(run, recipe, device, show)
+        agreement.check_data(job.config)
         record = recorder.of(run, job.config)
-        with stopping.after_a_step() as asked:
+        with stopping.after_a_step(parent) as asked:
             try:
                 start = _agreed(_begun(run, job, record, device, show), device)
                 _tell_start(run, job, start, device, show)

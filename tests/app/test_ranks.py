@@ -1,5 +1,6 @@
 """The application on several ranks of torchrun, and what happens when one of them dies."""
 
+import itertools
 import json
 import os
 import re
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from alexnet_func import checkpoint, privacy
-from alexnet_func.app import cli, private
+from alexnet_func import checkpoint, parallel, privacy
+from alexnet_func.app import agreement, cli, private
+from alexnet_func.data import datasets
 from tests.app.test_private import SMALL
+from tests.app.test_stopping import left_of
 
 # At a rate at which rounding does not grow tenfold with every few steps.
 ARGUMENTS = ["train", "--limit", "64", "--batch-size", "16", "--lr", "1e-3", "--device", "cpu"]
@@ -27,9 +31,9 @@ def on_ranks(ranks, *arguments, program=("-m", "alexnet_func"), **options):
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes, **options)
 
 
-def saved_on_two_ranks(out):
+def saved_on_two_ranks(out, **options):
     """A run of two ranks that goes on, after its first checkpoint."""
-    process = on_ranks(2, "--epochs", "1000", "--out", str(out))
+    process = on_ranks(2, "--epochs", "1000", "--out", str(out), **options)
     while not (out / "checkpoint.safetensors").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
@@ -136,9 +140,178 @@ def test_what_a_scheduler_sends_to_torchrun_saves_and_ends_all_ranks(tmp_path, c
     assert f"epoch {step // 4 + 1:2d}/" in capsys.readouterr().out
 
 
+def nothing_is_left_of(group):
+    deadline = time.monotonic() + 30
+    while left_of(group):
+        assert time.monotonic() < deadline, left_of(group)
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes under /proc")
+def test_ranks_end_when_torchrun_is_killed_and_the_first_one_saves(tmp_path):
+    out = tmp_path / "run"
+    process = saved_on_two_ranks(out, start_new_session=True)
+    before = checkpoint.load(out / "checkpoint.safetensors")[0].step
+    process.kill()
+    nothing_is_left_of(process.pid)
+    _, err = process.communicate(timeout=60)
+    assert "alexnet: torchrun is gone: this step is finished and saved first" in err
+    assert f"alexnet: stopped by SIGTERM; go on with the same command and --resume (--out {out})" in err
+    assert checkpoint.load(out / "checkpoint.safetensors")[0].step > before
+
+
+FAULTY = """
+import os, signal, sys, time
+from pathlib import Path
+from alexnet_func.app import cli, loop, runs, setup
+from alexnet_func.data import sources
+
+phase, victim, call = Path(__file__).with_name("fault").read_text().split()
+at, name = {
+    "start": (setup, "prepared"),
+    "decode": (sources, "open_split"),
+    "step": (loop, "run_epoch"),
+    "evaluate": (loop, "evaluate"),
+    "save": (runs, "save"),
+    "slow": (setup, "orders_from"),
+}[phase]
+sound, calls = getattr(at, name), []
+
+def slow(*given):
+    for order in sound(*given):
+        time.sleep(1)
+        yield order
+
+def dies(*given, **named):
+    calls.append(1)
+    if len(calls) == int(call):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sound(*given, **named)
+
+if os.environ["RANK"] == victim:
+    setattr(at, name, slow if phase == "slow" else dies)
+    loop.orders_from = setup.orders_from
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def with_fault(tmp_path, fault, *arguments):
+    """Two ranks one of which has a fault: its phase, the rank, and at the how manieth call."""
+    (tmp_path / "program.py").write_text(FAULTY)
+    words = [*arguments, "--out", str(tmp_path / "run")]
+    (tmp_path / "fault").write_text(fault)
+    process = on_ranks(2, *words, program=[str(tmp_path / "program.py")], start_new_session=True)
+    out, err = process.communicate(timeout=120)
+    nothing_is_left_of(process.pid)
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes under /proc")
+@pytest.mark.parametrize("fault", ["start 1 1", "decode 1 1", "step 1 2", "evaluate 1 1", "save 0 2", "save 0 3"])
+def test_a_rank_killed_in_any_phase_ends_the_run_and_loses_nothing_that_was_saved(tmp_path, fault, capsys):
+    victim = fault.split()[1]
+    code, _, err = with_fault(tmp_path, fault, "--epochs", "2")
+    assert code != 0
+    assert re.search(rf"rank +: {victim} ", err)
+    assert "Signal 9 (SIGKILL)" in err
+    assert "Traceback" not in err.partition("torch/distributed/elastic")[0]
+    alone, out = tmp_path / "alone", tmp_path / "run"
+    assert cli.main([*ARGUMENTS, "--epochs", "2", "--out", str(out), "--resume"]) == 0
+    assert cli.main([*ARGUMENTS, "--epochs", "2", "--out", str(alone)]) == 0
+    assert distance(out, alone) < 1e-4
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes under /proc")
+def test_a_slow_rank_is_waited_for(tmp_path, capsys):
+    code, _, err = with_fault(tmp_path, "slow 1 1", "--epochs", "1")
+    assert code == 0, err
+    assert cli.main([*ARGUMENTS, "--epochs", "1", "--out", str(tmp_path / "alone")]) == 0
+    assert distance(tmp_path / "run", tmp_path / "alone") < 1e-5
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes under /proc")
+def test_a_second_job_on_the_same_directory_is_refused_and_leaves_the_first_alone(tmp_path):
+    out = tmp_path / "run"
+    first = saved_on_two_ranks(out, start_new_session=True)
+    second = on_ranks(2, "--epochs", "1000", "--out", str(out), "--resume", start_new_session=True)
+    _, err = second.communicate(timeout=60)
+    assert second.returncode != 0
+    assert f"alexnet: {out} is in use by another process" in err
+    nothing_is_left_of(second.pid)
+    assert first.poll() is None
+    first.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM; go on" in first.communicate(timeout=60)[1]
+    nothing_is_left_of(first.pid)
+
+
+OTHERWISE = """
+import os, sys
+from alexnet_func.app import cli
+sys.exit(cli.main(sys.argv[1:] + os.environ["OTHERWISE"].split() * (os.environ["RANK"] == "1")))
+"""
+
+
+def test_ranks_of_other_epochs_end_at_once_instead_of_waiting(tmp_path, monkeypatch):
+    (tmp_path / "program.py").write_text(OTHERWISE)
+    monkeypatch.setenv("OTHERWISE", "--epochs 2")
+    process = on_ranks(2, "--epochs", "1", program=[str(tmp_path / "program.py")])
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "alexnet: the ranks differ: --epochs, 1 on rank 0 and 2 on rank 1" in err
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("name", ["--lr", "--epochs", "--seed", "--patience", "--compile", "--precision", "torch"])
+def test_a_rank_that_was_told_something_else_is_named(monkeypatch, capsys, name):
+    monkeypatch.setattr(parallel, "gathered", lambda own: [own, own, own | {name: "'another'"} if name in own else own])
+    assert cli.main(ARGUMENTS) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"alexnet: the ranks differ: {name}, ")
+    assert err.endswith(" on rank 0 and 'another' on rank 2\n")
+
+
+@pytest.mark.errors
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("change", ["one fewer", "another class", "other pixels"])
+def test_a_rank_with_other_images_is_named(monkeypatch, capsys, tmp_path, split, change):
+    """Each rank's own folder, read as that rank would read it."""
+    configs = []
+    for rank in range(2):
+        folder = tmp_path / str(rank)
+        for part, kind in itertools.product(("train", "test"), ("cat", "dog")):
+            (folder / part / kind).mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / part / kind / f"{kind}{number}.png")
+        if rank == 1:
+            changed = folder / split / "cat" / "cat0.png"
+            match change:
+                case "one fewer":
+                    changed.unlink()
+                case "another class":
+                    changed.rename(folder / split / "dog" / "dog3.png")
+                case "other pixels":
+                    Image.effect_noise((8, 8), 50).convert("RGB").save(changed)
+        dataset = datasets.load(str(folder))
+        contents = dataset.train.contents(), dataset.test.contents()
+        configs.append({"contents": contents, "classes": dataset.classes, "arch": "{}"})
+    first = []
+    monkeypatch.setattr(parallel, "gathered", lambda own: first.append(own) or [own])
+    agreement.check_data(configs[0])
+    monkeypatch.setattr(parallel, "gathered", lambda own: [*first, own])
+    what = "training" if split == "train" else "test"
+    with pytest.raises(ValueError, match=f"the ranks differ: SHA-256 of the {what} images, '.*' on rank 0 and"):
+        agreement.check_data(configs[1])
+
+
 @pytest.mark.errors
 def test_settings_that_do_not_fit_several_ranks_are_refused(monkeypatch, capsys):
     monkeypatch.setattr("alexnet_func.parallel.world_size", lambda: 3)
+    monkeypatch.setattr(parallel, "gathered", lambda own: [own] * 3)
     assert cli.main(ARGUMENTS) == 1
     assert "--batch-size 16 does not divide among 3 ranks" in capsys.readouterr().err
     assert cli.main([*ARGUMENTS, "--batch-size", "15", "--skip-bad-images"]) == 1

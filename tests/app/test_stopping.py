@@ -193,7 +193,7 @@ def test_a_run_that_could_not_be_saved_is_not_told_to_go_on(monkeypatch, capfd, 
 def test_ignored_signals_stay_ignored_and_handlers_come_back():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
     try:
-        with stopping.at_once(), stopping.after_a_step() as asked:
+        with stopping.at_once(), stopping.after_a_step(os.getppid()) as asked:
             signal.raise_signal(signal.SIGHUP)
             assert asked() is None
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
