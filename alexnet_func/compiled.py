@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -52,13 +53,21 @@ def by_shape(function: Callable, **options: Any) -> Callable[..., Any]:
         signature = tuple((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in leaves)
         if signature not in compiled:
             copy = types.FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
-            everything = {**compile_options(), **options}
+            everything = {**compile_options(), **_overlapping(), **options}
             compiled[signature] = torch.compile(
                 copy, fullgraph=True, dynamic=False, backend=_inductor, options=everything
             )
         return compiled[signature](state, batch)
 
     return dispatch
+
+
+def _overlapping() -> dict[str, Any]:
+    """With several ranks, sums between them start as soon as they can, and are waited for as late as may be."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return {}
+    passes = ["sink_waits", "raise_comms"]
+    return {"reorder_for_compute_comm_overlap": True, "reorder_for_compute_comm_overlap_passes": passes}
 
 
 def donating(function: Callable, cudagraph: bool) -> Callable[..., Any]:

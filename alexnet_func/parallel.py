@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m alexnet_func train ...
 
-Every rank holds the whole state and the same key. It differentiates its own examples, one all-reduce sums gradients,
+Every rank holds the whole state and the same key. It differentiates its own examples, all-reduces sum gradients,
 losses and counts, and each rank makes the same update: no rank sends parameters after the start. The process group is
 torch's (NCCL on CUDA, gloo on a CPU) and may be made by any means of torch.distributed; `joined` is what the
 application does. Without a group there is one rank, and everything here still holds.
@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Int, Int32
 from torch import Tensor
-from torch.func import grad_and_value
+from torch.func import grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
 from alexnet_func import random, train
@@ -46,6 +46,9 @@ if dist.is_available():
     # torch.func.grad imports this, and the defaults of its functions keep the process group of that moment. Kept beyond
     # its destruction, its threads may let go of a tensor while Python ends, which aborts the process.
     import torch.distributed.nn.functional
+    from torch.distributed import _functional_collectives as collectives
+
+_LARGE = 2**18  # bytes, from which a sum on its own costs less than it hides
 
 Reduction = Literal["bf16"]
 Tree = TypeVar("Tree")
@@ -75,12 +78,13 @@ def grad_fn(loss_fn: Loss, *, reduction: Reduction | None = None) -> GradFn:
     """Makes a `grad_fn` of `loss_fn` for `train.make_step`: the gradient and the mean loss over all ranks' examples.
 
     `batch = (x, y)` is this rank's share, and `loss_fn(params, batch, key=keys)` the mean over it, with a key for each
-    example: with n examples on each rank, example i of rank r has key `r n + i` of `random.split(key, n * world_size)`,
-    the one it would have on a single rank. Gradients agree with a single rank's up to the order of summation; they
-    are weighted by counts, so that shares of different sizes are averaged rightly too, but their keys then overlap.
+    example, the one it would have on a single rank: `random.split(key, number of all)` in the order of the ranks.
+    Gradients agree with a single rank's up to the order of summation, and are weighted by counts: shares may be of
+    different sizes.
 
     The sums travel in one all-reduce, in the parameters' dtype. With `reduction="bf16"` the gradients are rounded to
-    bfloat16 for it (relative error 2^-9 a summand) and a second one carries losses and counts. Both may be compiled.
+    bfloat16 for it (relative error 2^-9 a summand) and a second one carries losses and counts. In a compiled step each
+    large gradient has one of its own, which starts while the backward pass goes on and is waited for by the update.
 
     Raises ValueError for another reduction.
     """
@@ -105,8 +109,15 @@ def grad_fn(loss_fn: Loss, *, reduction: Reduction | None = None) -> GradFn:
 
 
 def example_keys(key: random.Key, n: int) -> Int32[Tensor, "n 2"]:
-    """Returns the keys of this rank's n examples: rows `rank * n ...` of `random.split(key, n * world_size)`."""
-    return random.split(key, n * world_size())[rank() * n : (rank() + 1) * n]
+    """Returns the keys of this rank's n examples: those rows of `random.split(key, number of all)` that are its own.
+
+    The ranks tell each other how many they have, so that a last batch may be smaller on some.
+    """
+    if world_size() == 1:
+        return random.split(key, n)
+    own = torch.arange(world_size(), device=key.device) == rank()
+    counts = summed([n * own.long()])[0]
+    return vmap(random.fold_in, in_dims=(None, 0))(key, counts[: rank()].sum() + torch.arange(n, device=key.device))
 
 
 def evaluate(forward: Callable[[Params, Tensor], Tensor], params: Params, batches: Iterable[Batch]) -> Metrics:
@@ -191,10 +202,28 @@ def _grouped() -> bool:
 
 
 def summed(tensors: list[Tensor]) -> list[Tensor]:
-    """Sums each tensor over the ranks, by one all-reduce."""
+    """Sums each tensor over the ranks, by one all-reduce; in a graph that is compiled, large ones by one of their own.
+
+    Those start from the last tensor on, as a backward pass has gradients, each as soon as its tensor is there, and are
+    waited for where their sums are used.
+    """
     if world_size() == 1:
         return tensors
-    flat = torch.cat([t.reshape(-1) for t in tensors])
-    dist.all_reduce(flat)
+    if not torch.compiler.is_compiling():
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        dist.all_reduce(flat)
+        return _pieces(flat, tensors)
+    everyone: Any = dist.group.WORLD
+    large = [i for i, t in enumerate(tensors) if t.numel() * t.element_size() >= _LARGE]
+    sums = {i: collectives.all_reduce(tensors[i], "sum", everyone) for i in reversed(large)}
+    small = [i for i in range(len(tensors)) if i not in sums]
+    if small:
+        flat = torch.cat([tensors[i].reshape(-1) for i in small])
+        pieces = _pieces(collectives.all_reduce(flat, "sum", everyone), [tensors[i] for i in small])
+        sums |= dict(zip(small, pieces, strict=True))
+    return [sums[i] for i in range(len(tensors))]
+
+
+def _pieces(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     pieces = flat.split([t.numel() for t in tensors])
     return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]

@@ -1,4 +1,5 @@
 import functools
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from torch._inductor.utils import run_and_get_code
 from torch.func import vmap
 
 import alexnet_func as af
@@ -66,6 +68,13 @@ def private():
     return *af.privacy.dp_grad_fn(0.5, 1.3, 6.0, arch=TINY)(params, batch, key), state
 
 
+def unequal():
+    """The gradient of 7 examples with dropout, of which some ranks have one more than others."""
+    key, (x, y) = random.key(5), images(TINY, 7, torch.float64)
+    own = torch.arange(7).tensor_split(parallel.world_size())[parallel.rank()]
+    return parallel.grad_fn(tiny_loss)(af.init(key, TINY, dtype=torch.float64), (x[own], y[own]), key)
+
+
 def told():
     """What rank 0 says, whatever this rank has."""
     return parallel.broadcast({"a": torch.full((2,), float(parallel.rank() + 3)), "name": "kept"})
@@ -104,7 +113,7 @@ def alone():
 @pytest.fixture(scope="module", params=[2, 4])
 def together(request, tmp_path_factory):
     jobs = [functools.partial(trained, dtype) for dtype in (torch.float64, torch.float32)]
-    jobs += [functools.partial(trained, torch.float64, reduction="bf16"), measured, told, private]
+    jobs += [functools.partial(trained, torch.float64, reduction="bf16"), measured, told, private, unequal]
     return on_ranks(request.param, tmp_path_factory.mktemp("ranks"), *jobs)
 
 
@@ -148,6 +157,12 @@ def test_private_sums_are_of_all_ranks_and_noise_is_added_once(together):
     torch.testing.assert_close(state.opt_state["max_norm"], alone.opt_state["max_norm"])
     torch.testing.assert_close(metrics, others, rtol=1e-6, atol=0, check_dtype=False)
     assert (metrics["count"], metrics["nonfinite"]) == (7, 1)
+
+
+def test_shares_of_different_sizes_have_the_keys_and_the_mean_of_one_rank(together):
+    (grads, metrics), (expected, alone) = together[6], unequal()
+    assert relative_distance(grads, expected) < 1e-13
+    torch.testing.assert_close(metrics["loss"], alone["loss"], rtol=1e-13, atol=0)
 
 
 THREADS_LEFT = """
@@ -218,7 +233,7 @@ def run_on_threads(threaded, world, job):
 
 
 @pytest.mark.compiled
-def test_a_compiled_step_of_two_ranks_is_one_graph_with_one_all_reduce(tmp_path):
+def test_a_compiled_step_of_two_ranks_is_one_graph_with_a_sum_of_counts_and_one_of_gradients(tmp_path):
     fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
     graphs = []
 
@@ -235,7 +250,30 @@ def test_a_compiled_step_of_two_ranks_is_one_graph_with_one_all_reduce(tmp_path)
             torch.compile(step, fullgraph=True, backend=counted)(state, images(TINY, 4))
     finally:
         dist.destroy_process_group()
-    assert [len(calls) for calls in graphs] == [1]
+    assert [len(calls) for calls in graphs] == [2]
+
+
+@pytest.mark.compiled
+def test_sums_of_linear_layers_start_before_the_convolutions_backward_and_nothing_waits_before_all_have(monkeypatch):
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    monkeypatch.setattr(parallel, "_LARGE", 300)  # bytes: all weights of TINY, and no bias
+    optimizer = optim.sgd(0.05, momentum=0.9)
+    step = train.make_step(None, optimizer, grad_fn=parallel.grad_fn(without_dropout))
+    state = train.create_state(af.init(random.key(1), TINY), optimizer, key=random.key(2))
+    dist.init_process_group("fake", rank=0, world_size=2, store=fake.FakeStore())
+    try:
+        _, codes = run_and_get_code(train.compile_step(step, donate=True), state, images(TINY, 4))
+    finally:
+        dist.destroy_process_group()
+    (code,) = codes
+    calls = re.findall(r"ops\.\w+\.(all_reduce_|wait_tensor|convolution_backward)\.default", code)
+    assert calls[:2] == ["all_reduce_", "wait_tensor"]  # of how many examples each rank has, for their keys
+    calls = calls[2:]
+    weights = [name for name in state.params if name.endswith("weight")]
+    linear = sum(name.startswith("classifier") for name in weights)
+    assert calls.count("all_reduce_") == calls.count("wait_tensor") == len(weights) + 1
+    assert calls[:linear] == ["all_reduce_"] * linear
+    assert calls.index("wait_tensor") == len(calls) - len(weights) - 1
 
 
 @pytest.mark.compiled
