@@ -45,6 +45,7 @@ def fit(run: Run, recipe: Recipe, console: Console) -> train.Metrics:
         with stopping.after_a_step(parent) as asked:
             try:
                 start = _agreed(_begun(run, job, record, device, show), device)
+                start = start._replace(state=job.layout.own(start.state))
                 _tell_start(run, job, start, device, show)
                 state, result = loop.train(job, start, record, show, asked)
                 _tell_audit(job, state, show)

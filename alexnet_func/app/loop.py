@@ -28,7 +28,7 @@ class AskedToStopError(Exception):
 def train(
     job: Job, start: Progress, record: Recorder, show: Show, asked: Callable[[], object]
 ) -> tuple[TrainState, Metrics | None]:
-    """Goes on from `start` to the last epoch; returns the state and, if there was one, the last evaluation's metrics.
+    """Goes on from `start` to the last epoch; returns the whole state and, if there was one, the last metrics.
 
     Where `asked()` is true after a step or a batch of an evaluation, it saves and raises AskedToStopError. Raises
     FloatingPointError, without saving, when the loss is no longer finite.
@@ -41,18 +41,19 @@ def train(
             now = run_epoch(job, now, steps, fetched, record, advance, asked)
             done += steps
             rate = steps * job.recipe.batch_size / (time.perf_counter() - began) if steps else None
-            result = evaluate(job, now.state, asked)
+            whole = now._replace(state=job.layout.whole(now.state))
+            result = evaluate(job, whole.state, asked)
             if asked():
-                record.save(now)
+                record.save(whole)
                 raise AskedToStopError
             loss = now.loss_sum / job.steps
             _check_finite(result.loss, job, now)
             best = now.best if result.top1 <= now.best.accuracy else Best(result.top1, now.epochs + 1)
             now = Progress(now.state, 0.0, now.epochs + 1, best)
             row = _row(now, done, loss, result, rate) | _spent(job, now)
-            record.epoch(row, now)
+            record.epoch(row, now._replace(state=whole.state))
             show.line(_told(row, job.recipe.epochs))
-    return now.state, result
+    return job.layout.whole(now.state), result
 
 
 def run_epoch(
@@ -77,11 +78,12 @@ def run_epoch(
         state, metrics = job.step(state, (augment_key, index, pixels, job.images.labels[index]))
         total += metrics["loss"]
         advance()
-        if asked() or time.monotonic() - saved_at > _SAVE_SECONDS:
+        stop = bool(asked())
+        if job.layout.agreed(stop or time.monotonic() - saved_at > _SAVE_SECONDS):
             _check_finite(float(total), job, start)
-            record.save(start._replace(state=state, loss_sum=float(total)))
+            record.save(start._replace(state=job.layout.whole(state), loss_sum=float(total)))
             saved_at = time.monotonic()
-        if asked():
+        if stop:
             raise AskedToStopError
     loss_sum = float(total)
     _check_finite(loss_sum, job, start)

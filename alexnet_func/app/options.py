@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from alexnet_func import parallel, random
+from alexnet_func import random
 from alexnet_func.app.recipes import Recipe, check_range
 from alexnet_func.data import images
 from alexnet_func.data.images import Orientation
+from alexnet_func.parallel import Reduction
 from alexnet_func.train import Precision
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -110,7 +111,10 @@ class Run(Data, Decoding):
     precision: Precision | None = None
     """Of the forward and backward pass; None: bf16 on CUDA, float32 on a CPU and of private runs. Parameters stay
     float32."""
-    reduction: parallel.Reduction | None = None
+    parallel: Literal["data", "hybrid"] = "data"
+    """Under torchrun: data: each rank has the whole network and its share of a batch; hybrid: of the linear layers its
+    share of the outputs, so that activations travel instead of gradients (Krizhevsky 2014)."""
+    reduction: Reduction | None = None
     """Under torchrun: round gradients to bfloat16 for their way between ranks."""
     compile: Annotated[Flag, _COMPILE] = False
     """Compile it; the default on CUDA alone."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alexnet_func import arch, model, optim, parallel, random, train
-from alexnet_func.app import models, optimizers, options, private, runs, steps
+from alexnet_func.app import layout, models, optimizers, options, private, runs, steps
 from alexnet_func.app.options import Run
 from alexnet_func.app.progress import Show
 from alexnet_func.app.recipes import Recipe
@@ -22,8 +22,8 @@ from alexnet_func.data.sources import Source
 class Job(NamedTuple):
     """A run made ready. `steps` is of an epoch; `config` is what a resumed run must have in common with it.
 
-    `step(state, (key, index, pixels, labels))` takes a batch as it was fetched and prepares it by the epoch's key. A
-    private run has a `plan`, and its secrets unless they are gone.
+    `step(state, (key, index, pixels, labels))` takes a batch as it was fetched and prepares it by the epoch's key, and
+    the state as `layout` has it. A private run has a `plan`, and its secrets unless they are gone.
     """
 
     recipe: Recipe
@@ -34,6 +34,7 @@ class Job(NamedTuple):
     moments: Moments
     optimizer: optim.Optimizer
     step: train.StepFunction | train.Step
+    layout: layout.Layout
     steps: int
     data_key: random.Key
     patience: int | None
@@ -71,6 +72,7 @@ def prepared(run: Run, recipe: Recipe, device: torch.device, show: Show) -> Job:
         moments=moments,
         optimizer=optimizer,
         step=step,
+        layout=layout.split(network, device) if run.parallel == "hybrid" else layout.DATA,
         steps=per_epoch,
         data_key=_keys(run, device)[2],
         patience=run.patience,
@@ -166,6 +168,10 @@ def _check_ranks(run: Run, recipe: Recipe, ranks: int) -> None:
         raise ValueError(f"--batch-size {recipe.batch_size} does not divide among {ranks} ranks")
     if ranks > 1 and run.skip_bad_images:
         raise ValueError("--skip-bad-images makes the ranks' batches unequal: let alexnet prepare leave such files out")
+    if run.parallel == "hybrid" and run.reduction is not None:
+        raise ValueError("--reduction is of gradients, which --parallel hybrid does not send for the linear layers")
+    if run.parallel == "hybrid" and recipe.dp_epsilon is not None:
+        raise ValueError("--dp-epsilon clips the gradient of each image as a whole: not with --parallel hybrid")
 
 
 def _check_private(run: Run, recipe: Recipe) -> None:

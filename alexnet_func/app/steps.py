@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from alexnet_func import examples, losses, model, optim, parallel, privacy, random, routes, train
+from alexnet_func import examples, hybrid, losses, model, optim, parallel, privacy, random, routes, train
 from alexnet_func.app import optimizers, options
 from alexnet_func.app.options import Run
 from alexnet_func.app.private import Plan
@@ -88,15 +88,19 @@ def frozen_names(recipe: Recipe, network: Arch) -> frozenset[str]:
 def _plain(setting: Setting, optimizer: optim.Optimizer, one_graph: bool, frozen: Params) -> Made:
     run, recipe, network = setting.run, setting.recipe, setting.network
     table = routes.fused(network) if one_graph else model.PLAIN
+    split = run.parallel == "hybrid"
+    loss = hybrid.loss_fn if split else losses.loss_fn
 
     def loss_fn(params: Params, batch: losses.Batch, *, key: Tensor | None = None) -> Tensor:
         if recipe.views is not None:
             keys = random.split(key, len(batch[1])) if key is not None and key.dim() == 1 else key
             batch, key = examples.one_by_one(batch, keys, recipe.views)
-        return losses.loss_fn({**frozen, **params}, batch, arch=network, key=key, table=table)
+        return loss({**frozen, **params}, batch, arch=network, key=key, table=table)
 
     rounded = train.with_precision(loss_fn, options.precision_of(run, recipe, setting.device))
-    together = parallel.grad_fn(rounded, reduction=run.reduction) if parallel.world_size() > 1 else None
+    together = None
+    if parallel.world_size() > 1:
+        together = hybrid.grad_fn(rounded, network) if split else parallel.grad_fn(rounded, reduction=run.reduction)
     return optimizer, train.make_step(rounded, optimizer, grad_fn=together)
 
 

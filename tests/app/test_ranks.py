@@ -31,9 +31,9 @@ def on_ranks(ranks, *arguments, program=("-m", "alexnet_func"), **options):
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes, **options)
 
 
-def saved_on_two_ranks(out, **options):
+def saved_on_two_ranks(out, *arguments, **options):
     """A run of two ranks that goes on, after its first checkpoint."""
-    process = on_ranks(2, "--epochs", "1000", "--out", str(out), **options)
+    process = on_ranks(2, "--epochs", "1000", "--out", str(out), *arguments, **options)
     while not (out / "checkpoint.safetensors").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
@@ -60,6 +60,21 @@ def test_two_ranks_train_as_one_and_one_goes_on_where_they_stopped(tmp_path, cap
     for path in (together, alone):
         assert cli.main([*ARGUMENTS, "--epochs", "2", "--out", path, "--resume"]) == 0
     assert distance(together, alone) < 1e-4
+    capsys.readouterr()
+
+
+def test_two_ranks_with_split_layers_train_as_one_and_what_they_saved_goes_on(tmp_path, capsys):
+    split, alone = str(tmp_path / "split"), str(tmp_path / "alone")
+    process = on_ranks(2, "--parallel", "hybrid", "--epochs", "1", "--ema", "0.5", "--out", split)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert cli.main([*ARGUMENTS, "--epochs", "1", "--ema", "0.5", "--out", alone]) == 0
+    assert distance(split, alone) < 1e-5
+    rows = [json.loads((Path(path) / "metrics.jsonl").read_text()) for path in (split, alone)]
+    assert rows[0]["test_loss"] == pytest.approx(rows[1]["test_loss"], rel=1e-4)
+    for path in (split, alone):
+        assert cli.main([*ARGUMENTS, "--epochs", "2", "--ema", "0.5", "--out", path, "--resume"]) == 0
+    assert distance(split, alone) < 1e-4
     capsys.readouterr()
 
 
@@ -127,9 +142,10 @@ def process_of_rank(rank, parent):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a rank's process under /proc")
-def test_what_a_scheduler_sends_to_torchrun_saves_and_ends_all_ranks(tmp_path, capsys):
+@pytest.mark.parametrize("how", ["data", "hybrid"])
+def test_what_a_scheduler_sends_to_torchrun_saves_and_ends_all_ranks(tmp_path, capsys, how):
     out = tmp_path / "run"
-    process = saved_on_two_ranks(out)
+    process = saved_on_two_ranks(out, "--parallel", how)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert f"alexnet: stopped by SIGTERM; go on with the same command and --resume (--out {out})" in err
@@ -316,6 +332,11 @@ def test_settings_that_do_not_fit_several_ranks_are_refused(monkeypatch, capsys)
     assert "--batch-size 16 does not divide among 3 ranks" in capsys.readouterr().err
     assert cli.main([*ARGUMENTS, "--batch-size", "15", "--skip-bad-images"]) == 1
     assert "let alexnet prepare leave such files out" in capsys.readouterr().err
+    hybrid = [*ARGUMENTS, "--batch-size", "15", "--parallel", "hybrid"]
+    assert cli.main([*hybrid, "--reduction", "bf16"]) == 1
+    assert "--reduction is of gradients, which --parallel hybrid" in capsys.readouterr().err
+    assert cli.main([*hybrid, "--dp-epsilon", "1"]) == 1
+    assert "not with --parallel hybrid" in capsys.readouterr().err
 
 
 @pytest.mark.errors
