@@ -1,6 +1,7 @@
 """What does a second rank cost? Weak scaling on this machine: as many images on each rank, one thread each, gloo.
 
-Rank 0's time of a step, while rank 1 is idle, steps on its own (which shows what the cores share), or takes part.
+Rank 0's time of a step, while rank 1 is idle, steps on its own (which shows what the cores share), or takes part; and
+of a sum of as many numbers as there are gradients: what the steps of two ranks take longer is what is not hidden of it.
 """
 
 import functools
@@ -15,28 +16,48 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 import alexnet_func as af
-from alexnet_func import allocator, parallel
+from alexnet_func import allocator, hybrid, parallel
 from benchmarks import train_step
-from benchmarks.cases import Case, setting
+from benchmarks.cases import Case, Setting, setting
 from benchmarks.timing import Row, Timing, of
 
 RANKS = 2
 CASES = (Case("alexnet_cifar", 128), Case("alexnet", 32), Case("alexnet", 128))
 
 
+Made = tuple[af.train.GradFn | None, af.model.Params]
+
+
 class Mode(NamedTuple):
-    """Who steps, and by which gradient."""
+    """Whether the other rank is idle, and by which gradient both step from which parameters."""
 
     idle: bool
-    grad_fn: Callable[[af.train.Loss], af.train.GradFn] | None
+    made: Callable[[Setting], Made]
+
+
+def _alone(given: Setting) -> Made:
+    return None, given.params
+
+
+def _together(given: Setting, reduction: parallel.Reduction | None = None) -> Made:
+    return parallel.grad_fn(train_step.without_dropout(given), reduction=reduction), given.params
+
+
+def _split(given: Setting) -> Made:
+    def loss(params: dict, batch: tuple, *, key: Any = None) -> Any:
+        return hybrid.loss_fn(params, batch, arch=given.arch)
+
+    return hybrid.grad_fn(loss, given.arch), hybrid.split(given.params, given.arch)
 
 
 MODES = {
-    "one rank, the other idle": Mode(True, None),
-    "two ranks, each on its own": Mode(False, None),
-    "two ranks": Mode(False, parallel.grad_fn),
-    "two ranks, gradients summed in bfloat16": Mode(False, functools.partial(parallel.grad_fn, reduction="bf16")),
+    "one rank, the other idle": Mode(True, _alone),
+    "two ranks, each on its own": Mode(False, _alone),
+    "two ranks": Mode(False, _together),
+    "two ranks, gradients summed in bfloat16": Mode(False, functools.partial(_together, reduction="bf16")),
+    "two ranks, linear layers split": Mode(False, _split),
 }
+_SUM = "a sum of the gradients, nothing else"
 
 
 def run(quick: bool, device: str) -> Iterator[list[Row]]:
@@ -56,15 +77,18 @@ def _rank(rank: int, folder: Path, case: Case, repeats: int) -> None:
     allocator.use_huge_pages()
     allocator.keep_freed_memory()
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
-    calls = {name: _step(mode, case) for name, mode in MODES.items()}
+    given = setting(case)
+    calls = {name: _step(mode, given) for name, mode in MODES.items()}
     _assert_equal(calls)
-    seconds: dict[str, list[float]] = {name: [] for name in MODES}
+    calls[_SUM] = functools.partial(parallel.summed, list(given.params.values()))
+    idle = {name for name, mode in MODES.items() if mode.idle}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
-        for name, mode in MODES.items():
+        for name, call in calls.items():
             dist.barrier()
-            if rank == 0 or not mode.idle:
+            if rank == 0 or name not in idle:
                 started = time.perf_counter()
-                calls[name]()
+                call()
                 if repeat:
                     seconds[name].append(time.perf_counter() - started)
     if rank == 0:
@@ -73,13 +97,12 @@ def _rank(rank: int, folder: Path, case: Case, repeats: int) -> None:
     dist.destroy_process_group()
 
 
-def _step(mode: Mode, case: Case) -> Callable[[], Any]:
-    given = setting(case)
+def _step(mode: Mode, given: Setting) -> Callable[[], Any]:
     loss = train_step.without_dropout(given)
     optimizer = af.optim.sgd(0.01, momentum=0.9)
-    grad_fn = None if mode.grad_fn is None else mode.grad_fn(loss)
+    grad_fn, params = mode.made(given)
     step = af.train.compile_step(af.train.make_step(loss, optimizer, grad_fn=grad_fn), donate=True)
-    state = af.train.create_state(given.params, optimizer, key=af.random.key(0))
+    state = af.train.create_state(params, optimizer, key=af.random.key(0))
 
     def call() -> float:
         nonlocal state
