@@ -8,6 +8,7 @@ torch's (NCCL on CUDA, gloo on a CPU) and may be made by any means of torch.dist
 application does. Without a group there is one rank, and everything here still holds.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
-from alexnet_func import random, train
+from alexnet_func import random, tape, train
 from alexnet_func.losses import Batch, check_pair
 from alexnet_func.model import Params
 from alexnet_func.precision import in_precision_of
@@ -84,9 +85,11 @@ def grad_fn(loss_fn: Loss, *, reduction: Reduction | None = None) -> GradFn:
 
     The sums travel in one all-reduce, in the parameters' dtype. With `reduction="bf16"` the gradients are rounded to
     bfloat16 for it (relative error 2^-9 a summand) and a second one carries losses and counts. In a compiled step each
-    large gradient has one of its own, which starts while the backward pass goes on and is waited for by the update.
+    large gradient has one of its own, which starts while the backward pass goes on and is waited for by the update; so
+    has every gradient in an eager one.
 
-    Raises ValueError for another reduction.
+    Raises ValueError for another reduction and, with several ranks, for parameters that require grad or are under a
+    transform: a sum over ranks has no gradient here.
     """
     if reduction not in (None, "bf16"):
         raise ValueError(f'reduction must be None or "bf16", got {reduction!r}')
@@ -94,18 +97,56 @@ def grad_fn(loss_fn: Loss, *, reduction: Reduction | None = None) -> GradFn:
     def gradient(params: Params, batch: Batch, key: Tensor) -> Graded:
         n = len(check_pair(batch)[1])
         keys = example_keys(key, n)
-        grads, loss = grad_and_value(lambda p: loss_fn(p, batch, key=keys))(params)
-        summands = [n * g for g in grads.values()]
-        counted = [n * loss, torch.full_like(loss, n)]
-        if reduction == "bf16":
-            totals = summed([g.bfloat16() for g in summands]) + summed(counted)
+        dtypes = {name: torch.bfloat16 if reduction == "bf16" else p.dtype for name, p in params.items()}
+        if world_size() == 1 or torch.compiler.is_compiling():
+            grads, loss = grad_and_value(lambda p: loss_fn(p, batch, key=keys))(params)
+            sums = [(n * g).to(dtypes[name]) for name, g in grads.items()]
+            counted = [n * loss, torch.full_like(loss, n)]
+            if reduction is None:  # losses and counts travel with the small ones
+                *sums, loss_sum, count = summed(sums + counted)
+            else:
+                sums, (loss_sum, count) = summed(sums), summed(counted)
         else:
-            totals = summed(summands + counted)
-        *sums, loss_sum, count = totals
-        means = {name: s.to(g.dtype) / count.to(g.dtype) for (name, g), s in zip(grads.items(), sums, strict=True)}
+            loss, sums = _summed_in_passing(lambda p: loss_fn(p, batch, key=keys), params, n, dtypes)
+            loss_sum, count = summed([n * loss, torch.full_like(loss, n)])
+        means = {name: s.to(p.dtype) / count.to(p.dtype) for (name, p), s in zip(params.items(), sums, strict=True)}
         return means, {"loss": loss_sum / count}
 
     return in_precision_of(loss_fn, gradient)
+
+
+def _summed_in_passing(
+    loss_fn: Callable[[Params], Tensor], params: Params, weight: int, dtypes: dict[str, torch.dtype]
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss, and the sums over the ranks of `weight` times its gradients, each begun when the gradient is there."""
+    check_unwatched(params)
+    sums: dict[str, Tensor] = {}
+    begun = []
+
+    def begin(name: str, g: Tensor) -> None:
+        sums[name] = (weight * g).to(dtypes[name]).contiguous()
+        begun.append(dist.all_reduce(sums[name], async_op=True))
+
+    with torch.enable_grad():
+        leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+        loss = loss_fn(leaves)
+        for name, leaf in leaves.items():
+            leaf.register_hook(functools.partial(begin, name))
+        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    for name, g in zip(leaves, grads, strict=True):
+        if name not in sums:  # of no use to the loss
+            begin(name, g)
+    for work in begun:
+        work.wait()
+    return loss.detach(), [sums[name] for name in params]
+
+
+def check_unwatched(*trees: Any) -> None:
+    """Raises ValueError where somebody differentiates or maps what ranks would sum."""
+    if tape.transformed() or tape.watched(*trees):
+        raise ValueError(
+            "sums over several ranks have no gradient and no vmap: detach the parameters, or transform on one rank"
+        )
 
 
 def example_keys(key: random.Key, n: int) -> Int32[Tensor, "n 2"]:
@@ -210,6 +251,7 @@ def summed(tensors: list[Tensor]) -> list[Tensor]:
     if world_size() == 1:
         return tensors
     if not torch.compiler.is_compiling():
+        check_unwatched(tensors)
         flat = torch.cat([t.reshape(-1) for t in tensors])
         dist.all_reduce(flat)
         return _pieces(flat, tensors)

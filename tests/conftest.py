@@ -4,6 +4,7 @@ import signal
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import HealthCheck, settings
 
 import alexnet_func as af
@@ -80,6 +81,15 @@ def _heard():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)  # of the tests' own inputs: a failure can be run again
+
+
+@pytest.fixture
+def two_that_send_nothing():
+    """Within the test this process is rank 0 of two, of whom nobody hears anything."""
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    dist.init_process_group("fake", rank=0, world_size=2, store=fake.FakeStore())
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

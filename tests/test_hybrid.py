@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import alexnet_func as af
 from alexnet_func import hybrid, optim, parallel, random, train
 from tests.conftest import TINY, images
-from tests.test_parallel import augmented, on_ranks, relative_distance, run_on_threads
+from tests.test_parallel import Finished, augmented, on_ranks, relative_distance, run_on_threads
 
 STEPS, BATCH = 20, 8
 tiny_split_loss = functools.partial(hybrid.loss_fn, arch=TINY)
@@ -155,8 +155,9 @@ class Sent(TorchDispatchMode):
         super().__init__()
         self.ranks, self.bytes = ranks, 0.0
 
-    def summed(self, flat):
+    def summed(self, flat, async_op=False):
         self.bytes += 2 * (self.ranks - 1) / self.ranks * flat.numel() * flat.element_size()
+        return Finished()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         match str(function):
@@ -174,14 +175,6 @@ def sent(grad_fn, params, n, ranks):
         patch.setattr(dist, "all_reduce", counter.summed)
         grad_fn(params, (x, y), torch.zeros(2, dtype=torch.int32))
     return counter.bytes
-
-
-@pytest.fixture
-def two_that_send_nothing():
-    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
-    dist.init_process_group("fake", rank=0, world_size=2, store=fake.FakeStore())
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("two_that_send_nothing")

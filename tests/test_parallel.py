@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch._inductor.utils import run_and_get_code
 from torch.func import vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import alexnet_func as af
 from alexnet_func import optim, parallel, random, train
@@ -233,8 +234,8 @@ def run_on_threads(threaded, world, job):
 
 
 @pytest.mark.compiled
-def test_a_compiled_step_of_two_ranks_is_one_graph_with_a_sum_of_counts_and_one_of_gradients(tmp_path):
-    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+@pytest.mark.usefixtures("two_that_send_nothing")
+def test_a_compiled_step_of_two_ranks_is_one_graph_with_a_sum_of_counts_and_one_of_gradients():
     graphs = []
 
     def counted(graph, _):
@@ -244,28 +245,19 @@ def test_a_compiled_step_of_two_ranks_is_one_graph_with_a_sum_of_counts_and_one_
     optimizer = optim.sgd(0.05, momentum=0.9)
     step = train.make_step(None, optimizer, grad_fn=parallel.grad_fn(tiny_loss))
     state = train.create_state(af.init(random.key(1), TINY), optimizer, key=random.key(2))
-    dist.init_process_group("fake", rank=0, world_size=2, store=fake.FakeStore())
-    try:
-        with torch.no_grad():
-            torch.compile(step, fullgraph=True, backend=counted)(state, images(TINY, 4))
-    finally:
-        dist.destroy_process_group()
+    with torch.no_grad():
+        torch.compile(step, fullgraph=True, backend=counted)(state, images(TINY, 4))
     assert [len(calls) for calls in graphs] == [2]
 
 
 @pytest.mark.compiled
+@pytest.mark.usefixtures("two_that_send_nothing")
 def test_sums_of_linear_layers_start_before_the_convolutions_backward_and_nothing_waits_before_all_have(monkeypatch):
-    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
     monkeypatch.setattr(parallel, "_LARGE", 300)  # bytes: all weights of TINY, and no bias
     optimizer = optim.sgd(0.05, momentum=0.9)
     step = train.make_step(None, optimizer, grad_fn=parallel.grad_fn(without_dropout))
     state = train.create_state(af.init(random.key(1), TINY), optimizer, key=random.key(2))
-    dist.init_process_group("fake", rank=0, world_size=2, store=fake.FakeStore())
-    try:
-        _, codes = run_and_get_code(train.compile_step(step, donate=True), state, images(TINY, 4))
-    finally:
-        dist.destroy_process_group()
-    (code,) = codes
+    _, (code,) = run_and_get_code(train.compile_step(step, donate=True), state, images(TINY, 4))
     calls = re.findall(r"ops\.\w+\.(all_reduce_|wait_tensor|convolution_backward)\.default", code)
     assert calls[:2] == ["all_reduce_", "wait_tensor"]  # of how many examples each rank has, for their keys
     calls = calls[2:]
@@ -291,6 +283,66 @@ def test_a_batch_that_does_not_divide_and_an_unknown_reduction_are_refused(monke
         parallel.share(torch.arange(8))
     with pytest.raises(ValueError, match="reduction must be"):
         parallel.grad_fn(tiny_loss, reduction="int8")
+
+
+class Order(TorchDispatchMode):
+    """What of an eager step starts when: backward passes of convolutions, and sums, by how many numbers they have."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def begun(self, flat, async_op=False):
+        self.found.append(flat.numel())
+        return Finished()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution_backward.default:
+            self.found.append("convolution")
+        return function(*args, **(kwargs or {}))
+
+
+class Finished:
+    def wait(self):
+        pass
+
+
+@pytest.mark.usefixtures("two_that_send_nothing")
+def test_an_eager_step_starts_the_sums_of_linear_layers_before_the_convolutions_backward(monkeypatch):
+    params = af.init(random.key(1), TINY)
+    with Order() as order:
+        monkeypatch.setattr(dist, "all_reduce", order.begun)
+        parallel.grad_fn(without_dropout)(params, images(TINY, 4), random.key(2))
+    linear = [p.numel() for name, p in params.items() if name.startswith("classifier")]
+    assert order.found[0] == 2  # of how many examples each rank has
+    assert sorted(order.found[1 : order.found.index("convolution")]) == sorted(linear)
+    assert sorted(n for n in order.found[1:-1] if n != "convolution") == sorted(p.numel() for p in params.values())
+    assert order.found[-1] == 2  # losses and counts
+
+
+@pytest.mark.errors
+@pytest.mark.usefixtures("two_that_send_nothing")
+def test_nobody_differentiates_or_maps_a_sum_over_ranks_to_a_silent_zero():
+    params, batch, key = af.init(random.key(1), TINY), images(TINY, 4), random.key(2)
+    optimizer = optim.sgd(0.1)
+    step = train.make_step(None, optimizer, grad_fn=parallel.grad_fn(without_dropout))
+
+    def after(params):
+        state, _ = step(train.create_state(params, optimizer, key=key), batch)
+        return without_dropout(state.params, batch)
+
+    watched = {name: p.clone().requires_grad_() for name, p in params.items()}
+    stacked = {name: torch.stack([p, p]) for name, p in params.items()}
+    for call in (lambda: torch.func.grad(after)(params), lambda: after(watched), lambda: vmap(after)(stacked)):
+        with pytest.raises(ValueError, match="sums over several ranks have no gradient and no vmap"):
+            call()
+
+    def weighted(scale):
+        by = train.make_step(None, optimizer, grad_fn=parallel.grad_fn(lambda p, b, key: scale * tiny_loss(p, b)))
+        return by(train.create_state(params, optimizer, key=key), batch)[1]["loss"]
+
+    with pytest.raises(ValueError, match="sums over several ranks have no gradient and no vmap"):
+        torch.func.grad(weighted)(torch.tensor(2.0))
 
 
 @pytest.mark.errors
