@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from alexnet_func import losses, model, parallel, random
-from alexnet_func.arch import ALEXNET, Arch, Linear, Placed, param_shapes, place
+from alexnet_func.arch import ALEXNET, Arch, Linear, Placed, Shape, param_shapes, place
 from alexnet_func.checks import check_named_tensors
 from alexnet_func.model import PLAIN, Params, Table
 from alexnet_func.precision import in_precision_of
@@ -90,8 +90,7 @@ def forward(
 
     Each must have as many images. Raises ValueError for parameters that are no such part.
     """
-    shapes = {name: p.shape for name, p in split(_empty(arch), arch).items()}
-    check_named_tensors(shapes, params, f"rank {parallel.rank()}'s part of the params of {arch.name}")
+    check_named_tensors(_part_shapes(arch), params, f"rank {parallel.rank()}'s part of the params of {arch.name}")
     dtype = next(iter(params.values())).dtype
     return model.walk(arch, params, x.to(dtype), key, split_layers(table))
 
@@ -114,9 +113,9 @@ def grad_fn(loss_fn: Loss, arch: Arch = ALEXNET) -> GradFn:
     """Makes a `grad_fn` for `train.make_step`: the mean over all ranks' examples, each for the parameters it holds.
 
     `loss_fn(params, batch, key=keys)` is the mean over this rank's examples, by `forward`; keys are those of
-    `parallel.grad_fn`. Those of convolutions are summed as there; the gradient of a split layer is of all examples
-    already, as their activations were here. An optimiser that looks at a tensor as a whole (`muon`) or at all of them
-    (`clip_by_global_norm`) would see this rank's part.
+    `parallel.grad_fn`. Gradients of convolutions are summed as there; that of a split layer is of all examples
+    already, as their activations were here. Each rank must have as many. An optimiser that looks at a tensor as a whole
+    (`muon`) or at all of them (`clip_by_global_norm`) would see this rank's part.
     """
     linear = _names(arch)
 
@@ -195,10 +194,17 @@ def _names(arch: Arch) -> frozenset[str]:
     return frozenset(f"{name}.{kind}" for name in linear for kind in ("weight", "bias"))
 
 
-def _of_linear_layers(function: Any, tree: Any, arch: Arch) -> Any:
+def _part_shapes(arch: Arch) -> dict[str, Shape]:
     linear = _names(arch)
+    shapes = param_shapes(arch).items()
+    return {name: (_sizes(s[0])[parallel.rank()], *s[1:]) if name in linear else s for name, s in shapes}
+
+
+def _of_linear_layers(function: Callable[[str, Tensor], Tensor], tree: Any, arch: Arch) -> Any:
+    """The tree with the function's results for the tensors of linear layers, wherever in it their names are."""
     if parallel.world_size() == 1:
         return tree
+    linear = _names(arch)
 
     def walked(name: str, value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -206,7 +212,3 @@ def _of_linear_layers(function: Any, tree: Any, arch: Arch) -> Any:
         return function(name, value) if name in linear else value
 
     return walked("", tree)
-
-
-def _empty(arch: Arch) -> Params:
-    return {name: torch.empty(shape, device="meta") for name, shape in param_shapes(arch).items()}
