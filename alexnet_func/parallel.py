@@ -119,7 +119,7 @@ def _summed_in_passing(
     loss_fn: Callable[[Params], Tensor], params: Params, weight: int, dtypes: dict[str, torch.dtype]
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss, and the sums over the ranks of `weight` times its gradients, each begun when the gradient is there."""
-    check_unwatched(params)
+    _check_unwatched(params)
     sums: dict[str, Tensor] = {}
     begun = []
 
@@ -141,7 +141,7 @@ def _summed_in_passing(
     return loss.detach(), [sums[name] for name in params]
 
 
-def check_unwatched(*trees: Any) -> None:
+def _check_unwatched(*trees: Any) -> None:
     """Raises ValueError where somebody differentiates or maps what ranks would sum."""
     if tape.transformed() or tape.watched(*trees):
         raise ValueError(
@@ -251,7 +251,7 @@ def summed(tensors: list[Tensor]) -> list[Tensor]:
     if world_size() == 1:
         return tensors
     if not torch.compiler.is_compiling():
-        check_unwatched(tensors)
+        _check_unwatched(tensors)
         flat = torch.cat([t.reshape(-1) for t in tensors])
         dist.all_reduce(flat)
         return _pieces(flat, tensors)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
 import torch
 import tyro
@@ -60,15 +60,24 @@ def script() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is escaped, as it is on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
     code = main()
-    try:
-        if sys.stdout is not None:  # it is where it was closed from the start
-            sys.stdout.flush()
-    except OSError as error:  # told once, not again when Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if code == 0:
-            _say(f"standard output cannot be written: {error.strerror}")
-        return code or 1
+    unwritable = _flushed(sys.stdout)
+    if unwritable is not None and code == 0:
+        _say(f"standard output cannot be written: {unwritable}")
+        code = 1
+    _flushed(sys.stderr)
     return code
+
+
+def _flushed(stream: TextIO | None) -> str | None:
+    """Why what was written to it does not arrive, if so. It is dropped: Python would end with a code of its own."""
+    if stream is None:  # it is where it was closed from the start
+        return None
+    try:
+        stream.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error.strerror or str(error)
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -87,7 +87,7 @@ def test_stopped_anywhere_in_steps_and_evaluation_a_run_ends_with_the_same_bytes
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert cli.main([*SHORT, "--out", str(whole)]) == 0
     stops = 0
-    for n in (1, 5, 6, 3, 4, 100):
+    for n in (1, 2, 1, 3, 4, 100):
         train = loop.train
         asked_after(signal.SIGTERM, n)
         code = cli.main([*SHORT, "--out", str(parts), "--resume"])
@@ -119,7 +119,8 @@ def test_where_nobody_can_be_told_the_step_is_saved_all_the_same(tmp_path, gone)
     ours, theirs = pty.openpty()
     told, stderr = os.pipe() if gone == "stderr" else (None, theirs)
     streams = {"stdin": theirs, "stdout": theirs, "stderr": stderr}
-    process = subprocess.Popen(command, env={**os.environ, "TERM": "xterm"}, preexec_fn=_in_terminal, **streams)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(command, env={**buffered, "TERM": "xterm"}, preexec_fn=_in_terminal, **streams)
     for end in {theirs, stderr}:
         os.close(end)
     seen = b""
