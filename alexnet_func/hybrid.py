@@ -88,9 +88,11 @@ def forward(
 ) -> Float[Tensor, "n classes"]:
     """Computes `model.forward` of this rank's images by parameters as `split` leaves them; all ranks must call it.
 
-    Each must have as many images. Raises ValueError for parameters that are no such part.
+    Each must have as many images. Raises ValueError for parameters that are no such part, and as `model.forward` does
+    for images and a key.
     """
     check_named_tensors(_part_shapes(arch), params, f"rank {parallel.rank()}'s part of the params of {arch.name}")
+    model.check_images(arch, params, x, key)
     dtype = next(iter(params.values())).dtype
     return model.walk(arch, params, x.to(dtype), key, split_layers(table))
 

@@ -252,7 +252,7 @@ def _draw(key: Tensor, rule: Init, inputs: int, shape: Shape) -> Tensor:
 def check_inputs(arch: Arch, params: Params, x: Tensor, key: Tensor | None) -> None:
     """Raises TypeError or ValueError, as `forward` promises, unless these fit one another."""
     _check_params(arch, params)
-    _check_input(arch, params, x, key)
+    check_images(arch, params, x, key)
 
 
 def _check_params(arch: Arch, params: Params) -> None:
@@ -264,7 +264,8 @@ def _check_params(arch: Arch, params: Params) -> None:
             raise ValueError(f"{what} must share one {attribute}, got {', '.join(sorted(found))}")
 
 
-def _check_input(arch: Arch, params: Params, x: Tensor, key: Tensor | None) -> None:
+def check_images(arch: Arch, params: Params, x: Tensor, key: Tensor | None) -> None:
+    """Raises TypeError or ValueError unless the images and the key are what `arch` takes, on the params' device."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         given = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(

@@ -41,7 +41,7 @@ def test_every_function_has_a_name_of_its_own_and_known_transforms():
 
 # What takes or returns no tensor that a transform could follow: a number, a file, a module, a process, a record.
 APART = {
-    "model": {"check_inputs", "walk", "dropout_noise"},
+    "model": {"check_inputs", "check_images", "walk", "dropout_noise"},
     "losses": {"check_pair", "check_labels", "loss_fn"},
     "ops": {"square_root"},
     "train": {"with_precision", "in_precision_of", "compile_options", "metrics_of"},

@@ -205,6 +205,10 @@ def test_what_split_layers_cannot_do_is_refused():
     with pytest.raises(ValueError, match=r"rank 0's part of the params of tiny: classifier\.1\.weight must be"):
         hybrid.forward(params, x, arch=TINY)
     part = hybrid.split(params, TINY)
+    with pytest.raises(TypeError, match="scale integer images first"):
+        hybrid.forward(part, x.to(torch.uint8), arch=TINY)
+    with pytest.raises(ValueError, match="tiny takes images"):
+        hybrid.forward(part, x[:, :2], arch=TINY)
     with pytest.raises(ValueError, match=r"classifier.1.weight of tiny has the shape \[16, 48\], got \[8, 48\]"):
         hybrid.split(part, TINY)
     with pytest.raises(RuntimeError, match="vmap"):

@@ -30,7 +30,7 @@ def run(
         return optimizer
 
     plan = members.Plan(network, tuple(range(MEMBERS)), (recipe.lr,) * MEMBERS, scaled, precision)
-    path = runs / f"averaging-{epochs}.safetensors"
+    path = runs / f"averaging-{epochs}-{precision}.safetensors"
     params, _ = members.trained(plan, images, epochs, path, lambda rows: False)
     alone, together = errors(network, params, images, test)
     paper = "18.2 % and 16.4 % (top-5, ImageNet)"

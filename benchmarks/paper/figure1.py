@@ -66,10 +66,10 @@ def curve(name: str, images: members.Images, runs: Path, size: Size) -> Curve:
         return members.Plan(network, tuple(own_seeds), tuple(rates), _sgd, size.precision)
 
     rates = plan([size.seeds] * len(RATES), RATES)  # a seed that is none of those after it
-    path = runs / f"figure1-{name}-sweep.safetensors"
+    path = runs / f"figure1-{name}-sweep-{size.precision}.safetensors"
     _, errors = members.trained(rates, images, size.sweep, path, lambda rows: bool(rows) and min(rows[-1]) <= ERROR)
     rate = RATES[_best(errors)]
-    path = runs / f"figure1-{name}-{rate:g}-{size.seeds}.safetensors"
+    path = runs / f"figure1-{name}-{rate:g}-{size.seeds}-{size.precision}.safetensors"
     seeds = plan(range(size.seeds), [rate] * size.seeds)
     _, errors = members.trained(seeds, images, size.epochs, path, lambda rows: bool(rows) and max(rows[-1]) <= ERROR)
     return Curve(rate, errors, [reached([row[seed] for row in errors]) for seed in range(size.seeds)])
