@@ -56,7 +56,7 @@ def outcomes(trials: Sequence[Trial], setting: Setting) -> list[Outcome]:
 
 def _one(trial: Trial, seed: int, setting: Setting) -> tuple[float, float, int]:
     """Error in per cent, minutes of training, and epochs."""
-    run, device = setting.runs / f"{trial.name}-seed{seed}", setting.device
+    run, device = setting.runs / f"{trial.name}-{setting.precision}-seed{seed}", setting.device
     where = ["--data", setting.data, "--device", device]
     how = ["--seed", str(seed), "--out", str(run), "--resume", "--precision", setting.precision]
     how += ["--compile"] if setting.precision == "bf16" else []  # where it pays on a CPU, too
