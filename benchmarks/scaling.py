@@ -2,18 +2,21 @@
 
 Rank 0's time of a step, while rank 1 is idle, steps on its own (which shows what the cores share), or takes part; and
 of a sum of as many numbers as there are gradients: what the steps of two ranks take longer is what is not hidden of it.
+A second table has what torch's profiler sees on rank 0: for how long a step's collectives are under way, and for how
+long of it the step waits for one.
 """
 
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from torch.profiler import ProfilerActivity, profile
 
 import alexnet_func as af
 from alexnet_func import allocator, hybrid, parallel
@@ -58,6 +61,7 @@ MODES = {
     "two ranks, linear layers split": Mode(False, _split),
 }
 _SUM = "a sum of the gradients, nothing else"
+_TRACED = ("two ranks", "two ranks, linear layers split")
 
 
 def run(quick: bool, device: str) -> Iterator[list[Row]]:
@@ -66,10 +70,15 @@ def run(quick: bool, device: str) -> Iterator[list[Row]]:
         with tempfile.TemporaryDirectory() as folder:
             arguments = (Path(folder), case, 1 if quick else 9)
             multiprocessing.start_processes(_rank, arguments, RANKS, start_method="spawn")
-            seconds = torch.load(Path(folder) / "seconds.pt")
+            seconds, traced = torch.load(Path(folder) / "seconds.pt")
         timed = {name: of(taken) for name, taken in seconds.items()}
         base: Timing = timed["one rank, the other idle"]
         yield [Row(f"{case.title} a rank: donated step", name, t, base) for name, t in timed.items()]
+        yield [
+            Row(f"{case.title} a rank: collectives of a step", f"{name}: {what}", of(taken), of(found["under way"]))
+            for name, found in traced.items()
+            for what, taken in found.items()
+        ]
 
 
 def _rank(rank: int, folder: Path, case: Case, repeats: int) -> None:
@@ -91,8 +100,9 @@ def _rank(rank: int, folder: Path, case: Case, repeats: int) -> None:
                 call()
                 if repeat:
                     seconds[name].append(time.perf_counter() - started)
+    traced = {name: _traced(calls[name], repeats) for name in _TRACED}
     if rank == 0:
-        torch.save(seconds, folder / "seconds.pt")
+        torch.save((seconds, traced), folder / "seconds.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -110,6 +120,30 @@ def _step(mode: Mode, given: Setting) -> Callable[[], Any]:
         return float(metrics["loss"])
 
     return call
+
+
+def _traced(call: Callable[[], Any], repeats: int) -> dict[str, list[float]]:
+    """Seconds a step's collectives are under way, however many at once, and those that it waits for one, by repeat."""
+    found: dict[str, list[float]] = {"under way": [], "waited for": []}
+    for _ in range(repeats):
+        dist.barrier()
+        with profile(activities=[ProfilerActivity.CPU]) as trace:
+            call()
+        spans = [(e.name, e.time_range.start, e.time_range.end) for e in trace.events() or []]
+        under_way = [(start, end) for name, start, end in spans if name.startswith("gloo:")]
+        waits = [(start, end) for name, start, end in spans if name == "_c10d_functional::wait_tensor"]
+        found["under way"].append(union(under_way) / 1e6)
+        found["waited for"].append(union(waits) / 1e6)
+    return found
+
+
+def union(spans: Iterable[tuple[float, float]]) -> float:
+    """The length of the union of intervals from start to end."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def _assert_equal(calls: dict[str, Callable[[], float]]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import alexnet_func as af
-from benchmarks import accuracy, ceilings, report
+from benchmarks import accuracy, ceilings, report, scaling
 from benchmarks.report import table
 from benchmarks.timing import Row, Timing, interleaved
 
@@ -100,3 +100,8 @@ def test_the_accuracy_of_a_seed_is_what_training_and_evaluation_tell(tmp_path):
     assert f"| 0 | {entries[0]['single']:.2%} |" in (folder / "accuracy_digits.md").read_text()
     assert (folder / "curves_digits.png").is_file()
     assert (folder / "filters_digits.png").is_file()
+
+
+def test_what_is_under_way_at_once_counts_once():
+    assert scaling.union([]) == 0
+    assert scaling.union([(5, 6), (0, 2), (1, 4), (2, 3), (4, 4)]) == 5

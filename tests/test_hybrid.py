@@ -26,10 +26,11 @@ def step_of(optimizer):
     return train.make_step(None, optimizer, grad_fn=hybrid.grad_fn(tiny_split_loss, TINY))
 
 
-def trained(name="sgd", steps=STEPS, start=None, split=True):
+def trained(name="sgd", steps=STEPS, start=None, split=True, batch=BATCH):
     """The whole parameters and optimiser's state, and losses, of steps with dropout and augmentation; from `start`."""
     key, generator = random.key(5), torch.Generator().manual_seed(0)
-    x, y = torch.randint(256, (24, 3, 15, 15), generator=generator, dtype=torch.uint8), torch.arange(24) % 5
+    count = 3 * batch
+    x, y = torch.randint(256, (count, 3, 15, 15), generator=generator, dtype=torch.uint8), torch.arange(count) % 5
     optimizer = OPTIMIZERS[name]()
     own = hybrid.split if split else lambda tree, _: tree
     step = (
@@ -43,7 +44,7 @@ def trained(name="sgd", steps=STEPS, start=None, split=True):
         state = state._replace(step=at.clone(), params=own(params, TINY), opt_state=own(opt_state, TINY))
     found = []
     for i in range(int(state.step), int(state.step) + steps):
-        index = parallel.share(random.permutation(random.fold_in(key, i), len(y))[:BATCH].long())
+        index = parallel.share(random.permutation(random.fold_in(key, i), len(y))[:batch].long())
         state, metrics = step(state, (augmented(key, index, x[index]), y[index]))
         found.append(metrics["loss"].item())
     both = hybrid.whole if split else lambda tree, _: tree
@@ -137,15 +138,19 @@ def test_what_four_ranks_had_goes_on_on_any_number(tmp_path, four):
         assert relative_distance(state[1], expected[1]) <= 1e-12
 
 
-def test_eight_simulated_ranks_train_to_the_parameters_of_one(alone):
+@pytest.mark.parametrize(("ranks", "steps", "batch"), [(8, STEPS, BATCH), (64, 2, 64)])
+def test_simulated_ranks_train_to_the_parameters_of_one(ranks, steps, batch):
+    """Of 64 ranks most have no output of the last layer, and an image each."""
     threaded = pytest.importorskip("torch.testing._internal.distributed.multi_threaded_pg")
     if not hasattr(threaded.ThreadLocalWorld, "comms"):
         pytest.skip("the simulated ranks of torch 2.11 cannot be ended")
     found = {}
-    run_on_threads(threaded, 8, lambda rank: found.update({rank: trained()}))
+    run_on_threads(threaded, ranks, lambda rank: found.update({rank: trained(steps=steps, batch=batch)}))
+    (_, expected, _), one = trained(steps=steps, split=False, batch=batch)
+    assert len(found) == ranks
     for (_, params, _), losses in found.values():
-        assert relative_distance(params, alone["sgd"][0][1]) <= 1e-12
-        torch.testing.assert_close(losses, alone["sgd"][1], rtol=1e-12, atol=0)
+        assert relative_distance(params, expected) <= 1e-12
+        torch.testing.assert_close(losses, one, rtol=1e-12, atol=0)
 
 
 class Sent(TorchDispatchMode):

@@ -14,7 +14,7 @@ from torch.func import vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import alexnet_func as af
-from alexnet_func import optim, parallel, random, train
+from alexnet_func import ensemble, optim, parallel, random, train
 from alexnet_func.data import augment
 from tests.conftest import TINY, images, tiny_forward, tiny_loss
 
@@ -76,6 +76,22 @@ def unequal():
     return parallel.grad_fn(tiny_loss)(af.init(key, TINY, dtype=torch.float64), (x[own], y[own]), key)
 
 
+def members():
+    """Losses by step of this rank's members of an ensemble of four, and the probabilities of all four's average."""
+    key, (x, y) = random.key(5), images(TINY, 6, torch.float64)
+    own = parallel.share(torch.arange(4))
+    each, optimizer = ensemble.grad_fn(tiny_loss), optim.sgd(0.05, momentum=0.9)
+    step = train.make_step(None, optimizer, grad_fn=lambda p, batch, key: each(p, batch, random.split(key, 4)[own]))
+    params = ensemble.init(random.split(key, 4)[own], TINY, dtype=torch.float64)
+    state = train.create_state(params, optimizer, key=key)
+    losses = []
+    for _ in range(3):
+        state, metrics = step(state, (x, y))
+        losses.append(metrics["losses"])
+    p = ensemble.average(state.params, x, arch=TINY).exp()
+    return torch.stack(losses), parallel.summed([p])[0] / parallel.world_size()
+
+
 def told():
     """What rank 0 says, whatever this rank has."""
     return parallel.broadcast({"a": torch.full((2,), float(parallel.rank() + 3)), "name": "kept"})
@@ -115,6 +131,7 @@ def alone():
 def together(request, tmp_path_factory):
     jobs = [functools.partial(trained, dtype) for dtype in (torch.float64, torch.float32)]
     jobs += [functools.partial(trained, torch.float64, reduction="bf16"), measured, told, private, unequal]
+    jobs += [members]
     return on_ranks(request.param, tmp_path_factory.mktemp("ranks"), *jobs)
 
 
@@ -164,6 +181,12 @@ def test_shares_of_different_sizes_have_the_keys_and_the_mean_of_one_rank(togeth
     (grads, metrics), (expected, alone) = together[6], unequal()
     assert relative_distance(grads, expected) < 1e-13
     torch.testing.assert_close(metrics["loss"], alone["loss"], rtol=1e-13, atol=0)
+
+
+def test_members_of_an_ensemble_shared_among_ranks_are_those_of_one(together):
+    (losses, p), (expected, alone) = together[7], members()
+    torch.testing.assert_close(losses, expected[:, -losses.shape[1] :], rtol=1e-12, atol=0)
+    torch.testing.assert_close(p, alone, rtol=1e-12, atol=0)
 
 
 THREADS_LEFT = """
