@@ -112,9 +112,9 @@ def test_claims_of_overfitting_are_pairs_on_a_fifth_of_the_images_for_as_many_st
     fifths = {name for name, words in trained.items() if words[-2:] == ("--limit", "10000")}
     ending = "40-epochs-of-10000"
     assert fifths == {f"claims-{ending}", f"claims-shift-flip-{ending}", f"claims_dropout-{ending}"}
-    assert all(("--epochs", "40") == words[4:6] for name, words in trained.items() if name in fifths)
+    assert all(words[4:6] == ("--epochs", "40") for name, words in trained.items() if name in fifths)
     assert all("--limit" not in words for name, words in trained.items() if name not in fifths)
-    assert all(("--epochs", "8") == words[4:6] for name, words in trained.items() if name not in fifths)
+    assert all(words[4:6] == ("--epochs", "8") for name, words in trained.items() if name not in fifths)
     assert [line.split("|")[4].strip() for line in table.splitlines()[2:]] == ["all", "all", "10,000", "10,000"]
 
 
@@ -153,14 +153,15 @@ def test_what_is_on_record_to_its_end_is_not_trained_again(tmp_path, monkeypatch
     expected = [trials.Outcome((50.0, 50.0), (2.0, 2.0), 2), trials.Outcome((50.0,), (2.0,), 2)]
     assert trials.outcomes(both, setting) == expected
     assert len(told) == 3
-    (tmp_path / "b-float32-seed0" / "metrics.jsonl").write_text('{"step": 1, "images_per_second": 1, "test_accuracy": 0.1}')
+    run = tmp_path / "b-float32-seed0"
+    (run / "metrics.jsonl").write_text('{"step": 1, "images_per_second": 1, "test_accuracy": 0.1}')
     monkeypatch.setattr(accuracy, "alexnet", lambda *words: told.append(words))
     trials.outcomes(both, setting)
     assert len(told) == 4
     assert "--resume" in told[-1]
-    assert str(tmp_path / "b-float32-seed0") in told[-1]
-    (tmp_path / "b-float32-seed0" / "metrics.jsonl").unlink()  # as a run is whose first epoch has not ended
-    assert not trials._done(tmp_path / "b-float32-seed0")
+    assert str(run) in told[-1]
+    (run / "metrics.jsonl").unlink()  # as a run is whose first epoch has not ended
+    assert not trials._done(run)
 
 
 def test_every_study_runs_and_writes_its_table(tmp_path, monkeypatch, capsys):

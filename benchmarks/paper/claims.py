@@ -58,11 +58,12 @@ class Claim(NamedTuple):
 
 
 _PLAIN = (BASE, ())
+_OVERFIT = '"substantial overfitting" without'
 CLAIMS = (
     Claim("3.3", "normalisation across maps", "13 % to 11 % on CIFAR-10", (NORMALIZED, ()), _PLAIN),
     Claim("3.4", "overlapping pooling", "by 0.4 points on ImageNet", _PLAIN, (APART, ())),
-    Claim("4.1", "shifts and mirror images", '"substantial overfitting" without', (BASE, ("shift-flip",)), _PLAIN, FIFTH),
-    Claim("4.2", "dropout", '"substantial overfitting" without', (DROPPED, ()), _PLAIN, FIFTH),
+    Claim("4.1", "shifts and mirror images", _OVERFIT, (BASE, ("shift-flip",)), _PLAIN, FIFTH),
+    Claim("4.2", "dropout", _OVERFIT, (DROPPED, ()), _PLAIN, FIFTH),
 )
 
 
