@@ -19,7 +19,7 @@ from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from alexnet_func import compiled, precision, random, tape
+from alexnet_func import allocator, compiled, precision, random, tape
 from alexnet_func.checks import check_tensors
 from alexnet_func.compiled import compile_options
 from alexnet_func.losses import Batch, accuracy, check_pair, cross_entropy
@@ -136,6 +136,9 @@ def make_step(
     joins the metrics beside "loss". `grad_fn(params, batch, key) -> (grads, metrics)` replaces the plain gradient
     of `loss_fn`, which may then be None: private, data-parallel and ensemble training differ in that function alone.
 
+    A step returns a new state every time, and so frees an old one: unless there is CUDA the process keeps freed memory
+    from now on, by `allocator.keep_freed_memory`, which leaves it be where the environment says how malloc works.
+
     Raises ValueError without either function, TypeError for what is no `optim.Optimizer`.
 
     Examples:
@@ -150,6 +153,7 @@ def make_step(
         if loss_fn is None:
             raise ValueError("make_step needs a loss_fn or a grad_fn")
         grad_fn = _plain_gradient(loss_fn, has_aux)
+    _keep_memory()
 
     def step(state: TrainState, batch: Any) -> Stepped:
         grads, metrics = grad_fn(state.params, batch, random.fold_in(state.key, state.step))
@@ -169,8 +173,9 @@ def compile_step(step: StepFunction | Step, *, donate: bool = False, cudagraph: 
     included; what cannot be seen is its `params` or `opt_state` alone, put into another state, and on CUDA the copy
     of its `step` until that is on a CPU. `cudagraph` also replays the whole step as one CUDA graph.
 
-    A compiled step is the end of the line: under a transform, or with inputs that require grad, it raises ValueError.
-    Transform the eager step, and compile the result: `torch.compile(grad(f))`.
+    It keeps freed memory as `make_step` does. A compiled step is the end of the line: under a transform, or with
+    inputs that require grad, it raises ValueError. Transform the eager step, and compile the result:
+    `torch.compile(grad(f))`.
 
     Raises ValueError for `cudagraph` without `donate`, and, when called, for a spent state or, with `cudagraph`, for
     one that is not on CUDA.
@@ -182,9 +187,16 @@ def compile_step(step: StepFunction | Step, *, donate: bool = False, cudagraph: 
     """
     if cudagraph and not donate:
         raise ValueError("cudagraph=True needs donate=True: a graph replays into fixed buffers")
+    _keep_memory()
     pure, asked = (step.function, step.precision) if isinstance(step, Step) else (step, None)
     run = compiled.donating(pure, cudagraph) if donate else compiled.by_shape(pure)
     return Step(pure, asked, Compilation(run, donate, cudagraph))
+
+
+def _keep_memory() -> None:
+    # A step may be made within a compiled function, which has no business with the process.
+    if not (torch.compiler.is_compiling() or torch.cuda.is_available()):
+        allocator.keep_freed_memory()
 
 
 def _check_unwatched(step: Step, *trees: Any) -> None:
