@@ -100,7 +100,7 @@ def test_each_claim_differs_in_what_it_is_about_alone():
     assert line.endswith("| 2.00 points ± 0.25 | agrees |")
 
 
-def test_claims_of_overfitting_are_pairs_on_a_fifth_of_the_images_for_as_many_steps(tmp_path, monkeypatch):
+def test_claims_of_overfitting_are_pairs_on_a_tenth_of_the_images_for_five_times_the_epochs(tmp_path, monkeypatch):
     trained = {}
 
     def trains(each, setting):
@@ -109,13 +109,13 @@ def test_claims_of_overfitting_are_pairs_on_a_fifth_of_the_images_for_as_many_st
 
     monkeypatch.setattr(claims, "outcomes", trains)
     table = claims.run(trials.Setting("somewhere", tmp_path, 1), 8)
-    fifths = {name for name, words in trained.items() if words[-2:] == ("--limit", "10000")}
-    ending = "40-epochs-of-10000"
-    assert fifths == {f"claims-{ending}", f"claims-shift-flip-{ending}", f"claims_dropout-{ending}"}
-    assert all(words[4:6] == ("--epochs", "40") for name, words in trained.items() if name in fifths)
-    assert all("--limit" not in words for name, words in trained.items() if name not in fifths)
-    assert all(words[4:6] == ("--epochs", "8") for name, words in trained.items() if name not in fifths)
-    assert [line.split("|")[4].strip() for line in table.splitlines()[2:]] == ["all", "all", "10,000", "10,000"]
+    tenths = {name for name, words in trained.items() if words[-2:] == ("--limit", "5000")}
+    ending = "40-epochs-of-5000"
+    assert tenths == {f"claims-{ending}", f"claims-shift-flip-{ending}", f"claims_dropout-{ending}"}
+    assert all(words[4:6] == ("--epochs", "40") for name, words in trained.items() if name in tenths)
+    assert all("--limit" not in words for name, words in trained.items() if name not in tenths)
+    assert all(words[4:6] == ("--epochs", "8") for name, words in trained.items() if name not in tenths)
+    assert [line.split("|")[4].strip() for line in table.splitlines()[2:]] == ["all", "all", "5,000", "5,000"]
 
 
 def test_the_ladder_tells_which_schedules_are_shorter():
