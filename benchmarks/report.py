@@ -13,26 +13,29 @@ mpl.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.rig
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown, a part for each title; ratios are of medians."""
+    """Markdown, a part for each title, of the columns that some row of it has; ratios are of medians."""
     lines: list[str] = []
     for title in dict.fromkeys(row.title for row in rows):
         part = [row for row in rows if row.title == title]
-        lines += [
-            f"### {title}",
-            "",
-            "| | median ms | best | worst | ratio | of ceiling | peak MiB |",
-            "|---|---:|---:|---:|---:|---:|---:|",
-        ]
-        for row in part:
-            times = ["", "", "", ""]
-            if row.seconds is not None and row.base is not None:
-                times = [f"{second * 1e3:,.1f}" for second in row.seconds]
-                times.append(f"{row.seconds.median / row.base.median:.2f}")
-            peak = "" if row.mebibytes is None else f"{row.mebibytes:,.0f}"
-            share = f"{row.ceiling / row.seconds.median:.2f}" if row.seconds and row.ceiling else ""
-            lines.append(f"| {row.name} | {' | '.join(times)} | {share} | {peak} |")
-        lines.append("")
+        cells = [[row.name, *_cells(row)] for row in part]
+        shown = [i for i in range(len(_COLUMNS)) if i == 0 or any(line[i] for line in cells)]
+        rule = ["---", *["---:"] * (len(shown) - 1)]
+        grid = [[_COLUMNS[i] for i in shown], *[[line[i] for i in shown] for line in cells]]
+        head, *body = [f"| {' | '.join(line)} |" for line in grid]
+        lines += [f"### {title}", "", head, f"|{'|'.join(rule)}|", *body, ""]
     return "\n".join(lines)
+
+
+_COLUMNS = ("", "median ms", "best", "worst", "ratio", "of ceiling", "peak MiB")
+
+
+def _cells(row: Row) -> list[str]:
+    times = ["", "", "", ""]
+    if row.seconds is not None and row.base is not None:
+        times = [f"{second * 1e3:,.1f}" for second in row.seconds]
+        times.append(f"{row.seconds.median / row.base.median:.2f}")
+    share = f"{row.ceiling / row.seconds.median:.2f}" if row.seconds and row.ceiling else ""
+    return [*times, share, "" if row.mebibytes is None else f"{row.mebibytes:,.0f}"]
 
 
 def write(folder: Path, name: str, header: str, command: str, rows: Sequence[Row]) -> None:
