@@ -1,5 +1,6 @@
 """What `mkdocs build` asks of us: pages of the API, and of what pages link to outside `docs/`."""
 
+import json
 import os
 import re
 import sys
@@ -17,8 +18,9 @@ sys.path.insert(0, str(_ROOT))
 import alexnet_func as af  # noqa: E402
 
 _LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
+_PNG = "data:image/png;base64,"
 _RESULTS = ("benchmarks/results", "parity/results")
-_LANGUAGES = {".py": "python", ".json": "json", ".toml": "toml", ".ipynb": "json"}
+_LANGUAGES = {".py": "python", ".json": "json", ".toml": "toml"}
 
 PRELUDE = """Examples start from
 
@@ -88,18 +90,34 @@ def _outside(page: Path) -> set[Path]:
 
 
 def _place(path: Path) -> str:
-    """Where a file of the repository stands on the site: code as a page that shows it."""
-    inner = path.relative_to(_ROOT).as_posix()
-    return f"repository/{inner}.md" if path.suffix in _LANGUAGES or not path.suffix else f"repository/{inner}"
+    """Where a file of the repository stands on the site: code and notebooks as pages that show them."""
+    inner, shown = path.relative_to(_ROOT).as_posix(), (*_LANGUAGES, ".ipynb", "")
+    return f"repository/{inner}.md" if path.suffix in shown else f"repository/{inner}"
 
 
 def _file(path: Path, config: MkDocsConfig) -> File:
     place = _place(path)
+    if path.suffix == ".ipynb":
+        return File.generated(config, place, content=_notebook(json.loads(path.read_text())))
     if place.endswith(".md") and path.suffix != ".md":
         language = _LANGUAGES.get(path.suffix, "text")
         text = f"# {path.relative_to(_ROOT)}\n\n````{language}\n{path.read_text()}````\n"
         return File.generated(config, place, content=text)
     return File.generated(config, place, abs_src_path=str(path))
+
+
+def _notebook(notebook: dict[str, Any]) -> str:
+    """A notebook's cells as Markdown, with what they printed and their pictures."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        parts.append(f"```python\n{source}\n```" if cell["cell_type"] == "code" else source)
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            text = "".join(output.get("text", data.get("text/plain", ())))
+            picture = f"![]({_PNG}{''.join(data['image/png']).strip()})" if "image/png" in data else ""
+            parts.append(picture or f"```text\n{text.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def _api() -> dict[str, str]:

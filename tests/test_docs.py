@@ -183,6 +183,9 @@ def test_the_site_is_built_without_a_warning_and_shows_every_public_name(tmp_pat
     for room in af.__all__:
         for name in getattr(getattr(af, room), "__all__", ()):
             assert f"{room}.{name}" in shown or f'id="alexnet_func.{room}.{name}"' in shown[room], (room, name)
+    notebook = (tmp_path / "repository" / "AlexNet.ipynb.html").read_text()
+    assert all(sign in notebook for sign in ('<h2 id="training">', "data:image/png;base64,", "test accuracy"))
+    assert "cell_type" not in notebook
     for page in tmp_path.rglob("*.html"):
         assert "https://unpkg.com" not in page.read_text(), "a page works without a network"
 
