@@ -1,7 +1,7 @@
 """Hybrid parallelism of Krizhevsky 2014, "One weird trick": convolutions data parallel, linear layers split.
 
     state = train.create_state(hybrid.split(params, arch), optimizer, key=key)
-    step = train.make_step(None, optimizer, grad_fn=hybrid.grad_fn(partial(hybrid.loss_fn, arch=arch)))
+    step = train.make_step(None, optimizer, grad_fn=hybrid.grad_fn(partial(hybrid.loss_fn, arch=arch), arch))
 
 The linear layers of ALEXNET hold 96 % of its parameters and do 8 % of its arithmetic. Here each rank of
 `torch.distributed` holds the weights of some of their outputs, for everybody's examples, and activations travel instead
@@ -11,7 +11,7 @@ The trick is a table of layer functions, as those of `routes` are; its collectiv
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -20,9 +20,9 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 from torch.func import grad_and_value
 
-from alexnet_func import losses, model, parallel, random
+from alexnet_func import losses, model, parallel, random, tape
 from alexnet_func.arch import ALEXNET, Arch, Linear, Placed, Shape, param_shapes, place
-from alexnet_func.checks import check_named_tensors
+from alexnet_func.checks import check_named_tensors, visible
 from alexnet_func.model import PLAIN, Params, Table
 from alexnet_func.precision import in_precision_of
 from alexnet_func.train import Graded, GradFn, Loss
@@ -88,11 +88,13 @@ def forward(
 ) -> Float[Tensor, "n classes"]:
     """Computes `model.forward` of this rank's images by parameters as `split` leaves them; all ranks must call it.
 
-    Each must have as many images. Raises ValueError for parameters that are no such part, and as `model.forward` does
-    for images and a key.
+    Each must have as many images. Raises ValueError for parameters that are no such part, on a CPU where the ranks have
+    other numbers of images, and as `model.forward` does for images and a key.
     """
-    check_named_tensors(_part_shapes(arch), params, f"rank {parallel.rank()}'s part of the params of {arch.name}")
+    _check_part(arch, params)
     model.check_images(arch, params, x, key)
+    if not tape.transformed():
+        _check_shares(len(x), x.device)
     dtype = next(iter(params.values())).dtype
     return model.walk(arch, params, x.to(dtype), key, split_layers(table))
 
@@ -111,18 +113,24 @@ def loss_fn(
     return losses.cross_entropy(forward(params, x, arch=arch, key=key, table=table), y)
 
 
-def grad_fn(loss_fn: Loss, arch: Arch = ALEXNET) -> GradFn:
+def grad_fn(loss_fn: Loss, arch: Arch) -> GradFn:
     """Makes a `grad_fn` for `train.make_step`: the mean over all ranks' examples, each for the parameters it holds.
 
     `loss_fn(params, batch, key=keys)` is the mean over this rank's examples, by `forward`; keys are those of
     `parallel.grad_fn`. Gradients of convolutions are summed as there; that of a split layer is of all examples
-    already, as their activations were here. Each rank must have as many. An optimiser that looks at a tensor as a whole
-    (`muon`) or at all of them (`clip_by_global_norm`) would see this rank's part.
+    already, as their activations were here. Each rank must have as many. An optimiser that looks at a split tensor as a
+    whole (`muon`), or at all of them (`clip_by_global_norm`), would see this rank's part: convolutions, of which each
+    rank has a copy, would then become different ones.
+
+    Raises ValueError for parameters that are no part of the arch's, and on a CPU where the ranks have other numbers of
+    examples.
     """
     linear = _names(arch)
 
     def gradient(params: Params, batch: losses.Batch, key: random.Key) -> Graded:
+        _check_part(arch, params, only=params)  # others may be frozen
         n = len(losses.check_pair(batch)[1])
+        _check_shares(n, key.device)
         keys = parallel.example_keys(key, n)
         grads, loss = grad_and_value(lambda p: loss_fn(p, batch, key=keys))(params)
         names = [name for name in grads if name not in linear]
@@ -194,6 +202,21 @@ def _names(arch: Arch) -> frozenset[str]:
     layers = place(arch, (arch.in_channels, arch.image_size, arch.image_size))
     linear = [at.name for at in layers if isinstance(at.layer, Linear)]
     return frozenset(f"{name}.{kind}" for name in linear for kind in ("weight", "bias"))
+
+
+def _check_part(arch: Arch, params: Params, only: Container[str] | None = None) -> None:
+    """Raises ValueError unless `params` are this rank's part, or those of it whose names are in `only`."""
+    expected = {name: shape for name, shape in _part_shapes(arch).items() if only is None or name in only}
+    check_named_tensors(expected, params, f"rank {parallel.rank()}'s part of the params of {arch.name}")
+
+
+def _check_shares(n: int, device: torch.device) -> None:
+    """Raises ValueError where the ranks have other numbers of examples and their numbers can be looked at."""
+    if parallel.world_size() == 1 or torch.compiler.is_compiling():
+        return
+    seen = visible(parallel.counts(n, device))
+    if seen is not None and bool((seen != n).any()):
+        raise ValueError(f"split layers need as many examples on each rank, got {seen.tolist()}")
 
 
 def _part_shapes(arch: Arch) -> dict[str, Shape]:

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Int, Int32
+from jaxtyping import Int, Int32, Int64
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.utils import _pytree as pytree
@@ -31,6 +31,7 @@ from alexnet_func.train import Graded, GradFn, Loss, Metrics
 __all__ = [
     "Reduction",
     "broadcast",
+    "counts",
     "evaluate",
     "example_keys",
     "first_rank_first",
@@ -83,10 +84,10 @@ def grad_fn(loss_fn: Loss, *, reduction: Reduction | None = None) -> GradFn:
     Gradients agree with a single rank's up to the order of summation, and are weighted by counts: shares may be of
     different sizes.
 
-    The sums travel in one all-reduce, in the parameters' dtype. With `reduction="bf16"` the gradients are rounded to
-    bfloat16 for it (relative error 2^-9 a summand) and a second one carries losses and counts. In a compiled step each
-    large gradient has one of its own, which starts while the backward pass goes on and is waited for by the update; so
-    has every gradient in an eager one.
+    The sums travel in the parameters' dtype, or with `reduction="bf16"` rounded to bfloat16 (relative error 2^-9 a
+    summand), losses and counts apart. In an eager step each gradient has an all-reduce of its own, in a compiled one
+    each large one, which starts while the backward pass goes on and is waited for by the update; small ones share one.
+    All ranks must differentiate by the same parameters; a loss may leave some of them out on some ranks.
 
     Raises ValueError for another reduction and, with several ranks, for parameters that require grad or are under a
     transform: a sum over ranks has no gradient here.
@@ -121,21 +122,24 @@ def _summed_in_passing(
     """The loss, and the sums over the ranks of `weight` times its gradients, each begun when the gradient is there."""
     _check_unwatched(params)
     sums: dict[str, Tensor] = {}
-    begun = []
+    begun: list[Any] = []
+    order = list(reversed(params))  # of the sums, on every rank, whichever gradient is there first
 
-    def begin(name: str, g: Tensor) -> None:
+    def have(name: str, g: Tensor) -> None:
         sums[name] = (weight * g).to(dtypes[name]).contiguous()
-        begun.append(dist.all_reduce(sums[name], async_op=True))
+        while len(begun) < len(order) and order[len(begun)] in sums:
+            begun.append(dist.all_reduce(sums[order[len(begun)]], async_op=True))
 
     with torch.enable_grad():
         leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
         loss = loss_fn(leaves)
-        for name, leaf in leaves.items():
-            leaf.register_hook(functools.partial(begin, name))
-        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    for name, g in zip(leaves, grads, strict=True):
+        if loss.requires_grad:
+            for name, leaf in leaves.items():
+                leaf.register_hook(functools.partial(have, name))
+            torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    for name, p in params.items():
         if name not in sums:  # of no use to the loss
-            begin(name, g)
+            have(name, torch.zeros_like(p))
     for work in begun:
         work.wait()
     return loss.detach(), [sums[name] for name in params]
@@ -156,9 +160,14 @@ def example_keys(key: random.Key, n: int) -> Int32[Tensor, "n 2"]:
     """
     if world_size() == 1:
         return random.split(key, n)
-    own = torch.arange(world_size(), device=key.device) == rank()
-    counts = summed([n * own.long()])[0]
-    return vmap(random.fold_in, in_dims=(None, 0))(key, counts[: rank()].sum() + torch.arange(n, device=key.device))
+    before = counts(n, key.device)[: rank()].sum()
+    return vmap(random.fold_in, in_dims=(None, 0))(key, before + torch.arange(n, device=key.device))
+
+
+def counts(n: int, device: torch.device | None = None) -> Int64[Tensor, "w"]:
+    """Returns how many examples each rank has, of which this one has n; all ranks must call it."""
+    own = torch.arange(world_size(), device=device) == rank()
+    return summed([n * own.long()])[0]
 
 
 def evaluate(forward: Callable[[Params, Tensor], Tensor], params: Params, batches: Iterable[Batch]) -> Metrics:
@@ -171,18 +180,19 @@ def evaluate(forward: Callable[[Params, Tensor], Tensor], params: Params, batche
 
 
 def broadcast(tree: Tree) -> Tree:
-    """Returns `tree` with rank 0's tensors in place of this rank's, which have the same shapes."""
+    """Returns `tree` with rank 0's tensors in place of this rank's, which have the same names and shapes.
+
+    Dicts may have their names in another order.
+    """
     if world_size() == 1:
         return tree
-
-    def from_first(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        received = leaf.clone()
-        dist.broadcast(received, src=0)
-        return received
-
-    return pytree.tree_map(from_first, tree)
+    leaves, structure = pytree.tree_flatten_with_path(tree)
+    received = dict(leaves)
+    for path in sorted(received, key=pytree.keystr):
+        if isinstance(received[path], Tensor):
+            received[path] = received[path].clone()
+            dist.broadcast(received[path], src=0)
+    return pytree.tree_unflatten([received[path] for path, _ in leaves], structure)
 
 
 def gathered(value: Tree) -> list[Tree]:
@@ -243,29 +253,35 @@ def _grouped() -> bool:
 
 
 def summed(tensors: list[Tensor]) -> list[Tensor]:
-    """Sums each tensor over the ranks, by one all-reduce; in a graph that is compiled, large ones by one of their own.
+    """Sums each tensor over the ranks, those of a dtype by one all-reduce.
 
-    Those start from the last tensor on, as a backward pass has gradients, each as soon as its tensor is there, and are
-    waited for where their sums are used.
+    In a graph that is compiled large ones have one of their own. Those start from the last tensor on, as a backward
+    pass has gradients, each as soon as its tensor is there, and are waited for where their sums are used.
+
+    Raises TypeError for truth values, which have no sum, and ValueError as `grad_fn` does.
     """
+    if any(t.dtype == torch.bool for t in tensors):
+        raise TypeError("truth values have no sum: turn them into numbers")
     if world_size() == 1:
         return tensors
-    if not torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
         _check_unwatched(tensors)
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat)
-        return _pieces(flat, tensors)
-    everyone: Any = dist.group.WORLD
-    large = [i for i, t in enumerate(tensors) if t.numel() * t.element_size() >= _LARGE]
-    sums = {i: collectives.all_reduce(tensors[i], "sum", everyone) for i in reversed(large)}
+    large = [i for i, t in enumerate(tensors) if compiling and t.numel() * t.element_size() >= _LARGE]
+    sums = {i: _all_reduced(tensors[i]) for i in reversed(large)}
     small = [i for i in range(len(tensors)) if i not in sums]
-    if small:
-        flat = torch.cat([tensors[i].reshape(-1) for i in small])
-        pieces = _pieces(collectives.all_reduce(flat, "sum", everyone), [tensors[i] for i in small])
-        sums |= dict(zip(small, pieces, strict=True))
+    for dtype in dict.fromkeys(tensors[i].dtype for i in small):
+        together = [i for i in small if tensors[i].dtype == dtype]
+        flat = _all_reduced(torch.cat([tensors[i].reshape(-1) for i in together]))
+        pieces = flat.split([tensors[i].numel() for i in together])
+        sums |= {i: piece.view(tensors[i].shape) for i, piece in zip(together, pieces, strict=True)}
     return [sums[i] for i in range(len(tensors))]
 
 
-def _pieces(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    pieces = flat.split([t.numel() for t in tensors])
-    return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
+def _all_reduced(t: Tensor) -> Tensor:
+    """The sum over the ranks; an eager one is written into `t`."""
+    everyone: Any = dist.group.WORLD
+    if torch.compiler.is_compiling():
+        return collectives.all_reduce(t, "sum", everyone)
+    dist.all_reduce(t)
+    return t

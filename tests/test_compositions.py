@@ -52,7 +52,7 @@ APART = {
     "privacy": {"poisson_sample", "padded_size", "epsilon", "noise_for", "audit"},
     "parallel": {
         *("rank", "world_size", "share", "evaluate", "broadcast", "first_rank_first", "joined"),
-        *("summed", "example_keys", "gathered"),
+        *("summed", "counts", "example_keys", "gathered"),
     },
     "optim": {
         *("check_optimizer", "partition"),

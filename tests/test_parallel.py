@@ -93,8 +93,30 @@ def members():
 
 
 def told():
-    """What rank 0 says, whatever this rank has."""
-    return parallel.broadcast({"a": torch.full((2,), float(parallel.rank() + 3)), "name": "kept"})
+    """What rank 0 says, whatever this rank has, and in which order."""
+    own = {"a": torch.full((2,), float(parallel.rank() + 3)), "b": torch.full((2,), 9.0), "name": "kept"}
+    return parallel.broadcast(dict(sorted(own.items(), reverse=parallel.rank() > 0)))
+
+
+def left_out():
+    """Gradients of a loss that rank 1 has nothing to do with, and the last one with `b` alone; and the expected."""
+    rank, ranks = parallel.rank(), parallel.world_size()
+    uses = ["abc", "", *["ac"] * (ranks - 3), "b"][:ranks]
+    x = torch.arange(1.0, 2 * ranks + 1, dtype=torch.float64)
+    own = x[2 * rank : 2 * rank + 2]
+
+    def loss(params, batch, *, key):
+        return batch[0].mean() * (1 + sum(params[name].sum() for name in uses[rank]))
+
+    params = {name: torch.ones(2, dtype=torch.float64) for name in "abcd"}
+    grads, _ = parallel.grad_fn(loss)(params, (own, own.long()), random.key(0))
+    sums = {name: [x[2 * r : 2 * r + 2].sum() for r in range(ranks) if name in uses[r]] for name in params}
+    return grads, {name: sum(each, torch.tensor(0.0)) / len(x) for name, each in sums.items()}
+
+
+def sums():
+    """Of dtypes that have no common one without a loss."""
+    return parallel.summed([torch.tensor(2**24 + 1), torch.tensor([0.5]), torch.tensor(2)]), parallel.summed([])
 
 
 def in_one_process(rank, world, jobs, path):
@@ -131,7 +153,7 @@ def alone():
 def together(request, tmp_path_factory):
     jobs = [functools.partial(trained, dtype) for dtype in (torch.float64, torch.float32)]
     jobs += [functools.partial(trained, torch.float64, reduction="bf16"), measured, told, private, unequal]
-    jobs += [members]
+    jobs += [members, left_out, sums]
     return on_ranks(request.param, tmp_path_factory.mktemp("ranks"), *jobs)
 
 
@@ -211,8 +233,28 @@ def test_a_destroyed_group_leaves_no_thread(tmp_path):
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "0\n"
 
 
+def test_ranks_that_leave_parameters_out_sum_those_of_the_others(together):
+    grads, expected = together[8]
+    for name, g in grads.items():
+        torch.testing.assert_close(g, expected[name].double().expand(2))
+
+
+def test_sums_keep_their_dtypes(together):
+    (large, half, small), nothing = together[9]
+    ranks = int(small) // 2
+    assert ranks in (2, 4)
+    assert (large.dtype, int(large)) == (torch.int64, ranks * (2**24 + 1))
+    assert (half.dtype, half.tolist(), small.dtype, nothing) == (torch.float32, [ranks / 2], torch.int64, [])
+
+
+def test_truth_values_have_no_sum():
+    with pytest.raises(TypeError, match="truth values have no sum"):
+        parallel.summed([torch.ones(2), torch.tensor(True)])
+
+
 def test_a_broadcast_brings_rank_zeros_tensors(together):
     assert together[4]["a"].tolist() == [3.0, 3.0]
+    assert together[4]["b"].tolist() == [9.0, 9.0]
     assert together[4]["name"] == "kept"
 
 

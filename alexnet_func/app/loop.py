@@ -67,7 +67,7 @@ def run_epoch(
 ) -> Progress:
     """The so many steps that are left of the epoch that `start` is in. Saves and raises as `train`.
 
-    A GPU is waited for at the end of it, not between steps.
+    A GPU is waited for at the end of it, not between steps, unless ranks must agree in each whether to save.
     """
     augment_key = epoch_keys(job.data_key, start.epochs)[1]
     state, total = start.state, torch.full((), start.loss_sum, dtype=torch.float32, device=start.state.step.device)

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -322,6 +323,39 @@ def test_a_rank_with_other_images_is_named(monkeypatch, capsys, tmp_path, split,
     what = "training" if split == "train" else "test"
     with pytest.raises(ValueError, match=f"the ranks differ: SHA-256 of the {what} images, '.*' on rank 0 and"):
         agreement.check_data(configs[1])
+
+
+ELSEWHERE = """
+import os, sys
+from alexnet_func.app import cli
+os.chdir("machine" + os.environ["RANK"])
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["none at all", "one fewer"])
+def test_a_machine_without_the_data_set_or_with_another_ends_the_run_with_a_line(tmp_path, change):
+    """Each rank reads `photographs` in a working directory of its own."""
+    for rank in range(2):
+        for part, kind in itertools.product(("train", "test"), ("cat", "dog")):
+            folder = tmp_path / f"machine{rank}" / "photographs" / part / kind
+            folder.mkdir(parents=True)
+            for number in range(8):
+                Image.new("RGB", (32, 32), (number, 0, 0)).save(folder / f"{kind}{number}.png")
+    last = tmp_path / "machine1" / "photographs"
+    (last / "train" / "cat" / "cat0.png").unlink() if change == "one fewer" else shutil.rmtree(last)
+    (tmp_path / "program.py").write_text(ELSEWHERE)
+    words = ["--data", "photographs", "--arch", "alexnet_cifar", "--batch-size", "4", "--epochs", "1"]
+    process = on_ranks(2, *words, program=[str(tmp_path / "program.py")], cwd=tmp_path, start_new_session=True)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    told = {
+        "none at all": "alexnet: no data set 'photographs'",
+        "one fewer": "alexnet: the ranks differ: SHA-256 of the",
+    }
+    assert told[change] in err
+    nothing_is_left_of(process.pid)
 
 
 @pytest.mark.errors
