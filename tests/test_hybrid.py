@@ -190,6 +190,38 @@ def test_simulated_ranks_train_to_the_parameters_of_one(ranks, steps, batch):
         torch.testing.assert_close(losses, one, rtol=1e-12, atol=0)
 
 
+def compiled():
+    """What two compiled steps without dropout make of the parameters: split layers, and whole ones."""
+    parallel._LARGE = 300  # bytes, in this process of its own: all weights of TINY travel by themselves
+    key, (x, y), own = random.key(5), images(TINY, 8, torch.float64), parallel.share(torch.arange(8))
+    params, optimizer = af.init(key, TINY, dtype=torch.float64), optim.sgd(0.05, momentum=0.9)
+
+    def without_dropout(loss, params, batch, *, key=None):
+        return loss(params, batch, arch=TINY)
+
+    split = hybrid.grad_fn(functools.partial(without_dropout, hybrid.loss_fn), TINY)
+    whole = parallel.grad_fn(functools.partial(without_dropout, af.loss_fn))
+    found = []
+    for grad_fn, start in ((split, hybrid.split(params, TINY)), (whole, params)):
+        step = train.compile_step(train.make_step(None, optimizer, grad_fn=grad_fn), donate=True)
+        state = train.create_state(start, optimizer, key=key)
+        for _ in range(2):
+            state, _ = step(state, (x[own], y[own]))
+        found.append(state.params)
+    return hybrid.whole(found[0], TINY), found[1]
+
+
+@pytest.mark.slow
+def test_compiled_steps_of_two_ranks_have_the_numbers_of_one(tmp_path):
+    key, optimizer = random.key(5), optim.sgd(0.05, momentum=0.9)
+    step = train.make_step(lambda p, batch, key: af.loss_fn(p, batch, arch=TINY), optimizer)
+    state = train.create_state(af.init(key, TINY, dtype=torch.float64), optimizer, key=key)
+    for _ in range(2):
+        state, _ = step(state, images(TINY, 8, torch.float64))
+    for params in on_ranks(2, tmp_path, compiled)[0]:
+        assert relative_distance(params, state.params) <= 1e-12
+
+
 class Sent(TorchDispatchMode):
     """Counts what the gradient's collectives carry: bytes for the other ranks, of a ring where all are summed."""
 

@@ -131,8 +131,16 @@ def _parsed(words: Sequence[str]) -> Any:
         _read(list(map(shown, words)), base)  # ends here where tyro would print what they are
     if words[:1] == ["train"]:
         first = _read([word for word in words if word not in ("-h", "--help")], base)
-        base = recipes.by_data(first.run.data, first.name, first.recipe.arch)
+        base = recipes.by_data(first.run.data, first.name, first.recipe.arch, _images_in_folder(first.run))
     return _read(words, base)
+
+
+def _images_in_folder(run: Run) -> int | None:
+    """How many images a run on a folder trains on; None for what has a name. Errors as `datasets.load` raises them."""
+    if run.data in recipes.BY_DATA:
+        return None
+    found = len(datasets.load(run.data, root=run.root, holdout=run.holdout).train.labels)
+    return found if run.limit is None else min(found, run.limit)
 
 
 def _read(words: Sequence[str], base: Recipe) -> Any:

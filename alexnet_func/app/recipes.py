@@ -195,15 +195,35 @@ BY_NAME: dict[str, Recipe] = {
 
 BY_DATA = {"digits": DIGITS, "cifar10": CIFAR, "cifar100": CIFAR, "imagenet": PHOTOGRAPHS}
 
+# A folder of fewer images than LARGE is shown for about STEPS steps of 32 images, by AdamW.
+LARGE, STEPS = 20_000, 1_000
 
-def by_data(data: str, name: str | None = None, arch: str | None = None) -> Recipe:
-    """The named recipe, or the one for that data. A folder holds photographs unless `arch` is for small images."""
+
+def by_data(data: str, name: str | None = None, arch: str | None = None, images: int | None = None) -> Recipe:
+    """The named recipe, or the one for that data. A folder holds photographs unless `arch` is for small images.
+
+    One of few training `images` has a recipe of its own: at the rates and batches of large ones it would diverge, or
+    end before it had learned.
+    """
     if name is not None:
         return BY_NAME[name]
-    return BY_DATA.get(data, CIFAR if arch == "alexnet_cifar" else PHOTOGRAPHS)
+    large = BY_DATA.get(data, CIFAR if arch == "alexnet_cifar" else PHOTOGRAPHS)
+    if data in BY_DATA or images is None or images >= LARGE:
+        return large
+    batch = min(32, max(1, images // 4))
+    epochs = min(100, max(10, math.ceil(STEPS * batch / max(1, images))))
+    return replace(
+        large,
+        optimizer="adamw",
+        lr=3e-4 if large is CIFAR else 1e-4,
+        momentum=0.9,
+        weight_decay=0.05,
+        batch_size=batch,
+        epochs=epochs,
+    )
 
 
-def choose(data: str, name: str | None = None, **changes: Any) -> Recipe:
+def choose(data: str, name: str | None = None, images: int | None = None, **changes: Any) -> Recipe:
     """`by_data`, with those of its fields changed that are not None."""
     given = {field: value for field, value in changes.items() if value is not None}
-    return replace(by_data(data, name, given.get("arch")), **given)
+    return replace(by_data(data, name, given.get("arch"), images), **given)

@@ -218,6 +218,32 @@ def test_a_folder_is_trained_evaluated_and_predicted(tmp_path, folder, capsys):
     assert sum(shares) == pytest.approx(100, abs=0.02)
 
 
+@pytest.mark.parametrize("arch", ["alexnet", "alexnet_cifar"])
+def test_a_small_folder_is_shown_more_often_in_smaller_batches(arch):
+    large = recipes.by_data("own", None, arch)
+    for images in (4, 32, 200, 600, 2_000, 19_999):
+        recipe = recipes.by_data("own", None, arch, images)
+        steps = images // recipe.batch_size * recipe.epochs
+        assert (recipe.optimizer, recipe.augmentation) == ("adamw", large.augmentation)
+        assert steps >= 10 * (images // 32) if images > 3_200 else 400 <= steps <= 1_100
+        assert 4 * recipe.batch_size <= images
+    assert recipes.by_data("own", None, arch, 20_000) == large
+    assert recipes.by_data("own", "paper", arch, 100) == recipes.PAPER
+    assert recipes.by_data("digits", None, arch, 100) == recipes.DIGITS
+
+
+@pytest.mark.errors
+def test_the_command_line_counts_a_folders_images(tmp_path, folder):
+    words = ["train", "--data", str(folder), "--arch", "alexnet_cifar"]
+    images = sum(path.suffix == ".png" for path in (folder / "train").rglob("*"))
+    recipe = cli._parsed(words).recipe
+    assert vars(recipe) == vars(recipes.by_data("own", None, "alexnet_cifar", images))
+    assert cli._parsed([*words, "--limit", "4"]).recipe.batch_size == 1
+    assert cli._parsed([*words, "--epochs", "7", "--optimizer", "sgd"]).recipe.optimizer == "sgd"
+    with pytest.raises(ValueError, match="no data set"):
+        cli._parsed(["train", "--data", str(tmp_path / "nowhere")])
+
+
 def test_photographs_go_through_the_papers_recipe(tmp_path, capsys):
     make_folder(tmp_path, (300, 260), 2)
     options = ["--data", str(tmp_path), "--recipe", "paper", "--epochs", "1", "--batch-size", "2"]
