@@ -9,7 +9,7 @@ from PIL import Image
 
 from alexnet_func.app import cli
 
-TRAIN = ["--arch", "alexnet_cifar", "--batch-size", "16", "--epochs", "1", "--device", "cpu", "--lr", "0.005"]
+TRAIN = ["--arch", "alexnet_cifar", "--batch-size", "16", "--epochs", "1", "--device", "cpu", "--lr", "1e-4"]
 
 
 @pytest.fixture
