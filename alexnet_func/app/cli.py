@@ -136,8 +136,11 @@ def _parsed(words: Sequence[str]) -> Any:
 
 
 def _images_in_folder(run: Run) -> int | None:
-    """How many images a run on a folder trains on; None for what has a name. Errors as `datasets.load` raises them."""
-    if run.data in recipes.BY_DATA:
+    """How many images a run on a folder trains on; None for what has a name, or none at all.
+
+    Errors as `datasets.load` raises them.
+    """
+    if run.data in recipes.BY_DATA or not run.data.strip():
         return None
     found = len(datasets.load(run.data, root=run.root, holdout=run.holdout).train.labels)
     return found if run.limit is None else min(found, run.limit)
