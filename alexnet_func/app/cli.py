@@ -131,7 +131,8 @@ def _parsed(words: Sequence[str]) -> Any:
         _read(list(map(shown, words)), base)  # ends here where tyro would print what they are
     if words[:1] == ["train"]:
         first = _read([word for word in words if word not in ("-h", "--help")], base)
-        base = recipes.by_data(first.run.data, first.name, first.recipe.arch, _images_in_folder(first.run))
+        images = _images_in_folder(first.run) if first.name is None else None
+        base = recipes.by_data(first.run.data, first.name, first.recipe.arch, images)
     return _read(words, base)
 
 
