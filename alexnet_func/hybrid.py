@@ -106,11 +106,12 @@ def loss_fn(
     arch: Arch = ALEXNET,
     key: Int32[Tensor, "*k 2"] | None = None,
     table: Table = PLAIN,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Computes `losses.loss_fn` of this rank's examples, by `forward`. Errors as it and `check_labels` raise them."""
     x, y = losses.check_pair(batch)
     losses.check_labels(y, arch.num_classes)
-    return losses.cross_entropy(forward(params, x, arch=arch, key=key, table=table), y)
+    return losses.cross_entropy(forward(params, x, arch=arch, key=key, table=table), y, label_smoothing)
 
 
 def grad_fn(loss_fn: Loss, arch: Arch) -> GradFn:

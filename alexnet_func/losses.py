@@ -77,14 +77,16 @@ def loss_fn(
     arch: Arch = ALEXNET,
     key: Int32[Tensor, "*k 2"] | None = None,
     table: Table = PLAIN,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Computes `cross_entropy(forward(params, x, arch=arch, key=key, table=table), y)` for `batch = (x, y)`.
+    """Computes `cross_entropy(forward(params, x, arch=arch, key=key, table=table), y, label_smoothing)`.
 
-    The pair and its labels are checked before the forward pass. Errors as `forward` and `check_labels` raise them.
+    `batch = (x, y)`. The pair and its labels are checked before the forward pass. Errors as `forward` and
+    `check_labels` raise them.
     """
     x, y = check_pair(batch)
     check_labels(y, arch.num_classes)
-    return cross_entropy(forward(params, x, arch=arch, key=key, table=table), y)
+    return cross_entropy(forward(params, x, arch=arch, key=key, table=table), y, label_smoothing)
 
 
 def check_pair(batch: Any) -> Batch:

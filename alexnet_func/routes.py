@@ -62,7 +62,9 @@ SPACE_TO_DEPTH: Table = {**PLAIN, Conv: space_to_depth_conv}
 
 
 def fused(arch: Arch, table: Table = PLAIN) -> Table:
-    """Returns `table` for GPUs, where a step waits for memory: maps lie in channels_last, pooled as early as may be.
+    """Returns `table` for GPUs, and for bfloat16 on CPUs: maps lie in channels_last, pooled as early as may be.
+
+    There a step waits for memory, or for oneDNN to bring maps into that order and back.
 
     A convolution that ReLU or Tanh and max-pooling follow is pooled first. Both, and a bias, keep the order of numbers,
     and so come after without any other result, on a quarter of the pixels. Gradients differ where two pixels of a

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alexnet_func import checkpoint, tensorfile
-from alexnet_func.arch import ALEXNET, ALEXNET_2012, ALEXNET_CIFAR, CAFFENET, param_shapes
+from alexnet_func.arch import ALEXNET, ALEXNET_2012, ALEXNET_CIFAR, ALEXNET_SMALL, CAFFENET, param_shapes
 from alexnet_func.checks import check_named_tensors, shapes_of
 from alexnet_func.model import Params
 
@@ -30,7 +30,7 @@ _FIRST, _LAST = "features.0.weight", "classifier.6.bias"
 # DataParallel's and torch.compile's, around the whole or, as PyTorch's ImageNet example has it, around `features`.
 _INNER_WRAPPER = re.compile(r"(?<=\.)(?:module|_orig_mod)\.")
 _FIRST_WRAPPED = re.compile(r"((?:.*\.)?)features\.(?:(?:module|_orig_mod)\.)*0\.weight")
-_OTHERS = (ALEXNET_2012, CAFFENET, ALEXNET_CIFAR)
+_OTHERS = (ALEXNET_2012, CAFFENET, ALEXNET_CIFAR, ALEXNET_SMALL)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, 2)  # what torch.save began with before 1.6
 _NOT_LOADED = "is not a state dict that loads without running code"

@@ -11,6 +11,7 @@ import torch
 
 from alexnet_func import allocator, precision
 from benchmarks import (
+    as_installed,
     ceilings,
     compilation,
     ensemble,
@@ -31,6 +32,7 @@ from benchmarks import (
 QUESTIONS = {
     "forward": forward.run,
     "train_step": train_step.run,
+    "as_installed": as_installed.run,
     "memory": memory.run,
     "profile": profile.run,
     "per_sample": per_sample.run,
@@ -71,8 +73,10 @@ def main() -> int:
 
 
 def _answer(name: str, options: argparse.Namespace) -> int:
-    kept = allocator.keep_freed_memory()
-    header = timing.header(options.device) + f"; freed memory {'kept' if kept else 'returned to the system'}"
+    header = timing.header(options.device)
+    if name != "as_installed":
+        kept = allocator.keep_freed_memory()
+        header += f"; freed memory {'kept' if kept else 'returned to the system'}"
     if name in ("forward", "train_step"):
         header += "; " + ceilings.describe(ceilings.measure(options.device))
     print(header)

@@ -1,5 +1,5 @@
 """`python -m benchmarks.accuracy --data NAME|DIR`: trains once for each seed and tabulates the test accuracies, and the
-minutes after which they were reached.
+minutes and the floating-point operations after which they were reached.
 
 Runs `alexnet train` and `alexnet eval` as a user would; options it does not know go to `alexnet train`. Writes
 DIR/<device>/accuracy_<data>.md and .json, and the curves and first-layer kernels of the first seed beside them; --name
@@ -22,23 +22,31 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import timing
+from alexnet_func.arch import Arch
+from benchmarks import ceilings, timing
 
-_MILESTONES = (0.83, 0.90, 0.91, 0.99)
+_MILESTONES = (0.80, 0.85, 0.88, 0.90, 0.99)
+
+
+class Point(NamedTuple):
+    """After an epoch: minutes and operations spent in training steps, and the accuracy of the middle view."""
+
+    minutes: float
+    operations: float
+    accuracy: float
 
 
 class Result(NamedTuple):
     """Of one seed: test accuracies in 0..1, of the middle view and of the mean over views; minutes of the whole run.
 
-    `course` has for each epoch the minutes spent in training steps until then and the accuracy of the middle view. Of
-    a private run the `epsilon` spent, and the lower bound `proven` by an audit.
+    `course` has a point for each epoch. Of a private run the `epsilon` spent, and the lower bound `proven` by an audit.
     """
 
     seed: int
     single: float
     averaged: float
     minutes: float
-    course: tuple[tuple[float, float], ...]
+    course: tuple[Point, ...]
     epsilon: float | None = None
     proven: float | None = None
 
@@ -63,12 +71,14 @@ def main() -> int:
     named = ["--name", name] if options.name else []
     given = ["--data", data, *named, "--seeds", str(options.seeds), "--out", str(options.out), *training]
     command = f"python -m benchmarks.accuracy {shlex.join(given)}"
-    text = report(data, f"{timing.header(options.device)}", command, results)
+    precision = json.loads((runs[0] / "config.json").read_text())["precision"]
+    rates = ceilings.describe(ceilings.measure(options.device, precision))
+    text = report(data, f"{timing.header(options.device)}; in {precision} {rates}", command, results)
     print(text)
     folder = options.out / options.device
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"accuracy_{name}.md").write_text(text)
-    entries = [result._asdict() for result in results]
+    entries = [result._asdict() | {"course": [point._asdict() for point in result.course]} for result in results]
     (folder / f"accuracy_{name}.json").write_text(json.dumps(entries, indent=1) + "\n")
     for picture in ("curves", "filters"):
         shutil.copyfile(runs[0] / f"{picture}.png", folder / f"{picture}_{name}.png")
@@ -77,17 +87,19 @@ def main() -> int:
 
 def report(name: str, header: str, command: str, results: Sequence[Result]) -> str:
     """Markdown: a row for each seed, then mean and standard deviation; a column for each milestone that was reached."""
-    first = {r.seed: {m: _minutes_to(m, r.course) for m in _MILESTONES} for r in results}
-    reached = [m for m in _MILESTONES if any(minutes[m] for minutes in first.values())]
+    first = {r.seed: {m: _first(m, r.course) for m in _MILESTONES} for r in results}
+    reached = [m for m in _MILESTONES if any(points[m] for points in first.values())]
     lines = [f"# Test accuracy on {name}", "", f"Made by `{command}`.", "", header, ""]
     lines.append("Minutes are of the whole run, and of training alone until the accuracy of a single view was reached.")
+    lines.append("Tera-operations (Top) are those of the products in its steps, two for each multiply-accumulate.")
     private = [("epsilon", "epsilon"), ("proven", "epsilon by audit, at least")]
     told = [(field, heading) for field, heading in private if getattr(results[0], field) is not None]
     headings = ["seed", "single view", "mean over flips and crops", "minutes", *(f"to {m:.0%}" for m in reached)]
     headings += [heading for _, heading in told]
     lines += ["", f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
     for r in results:
-        cells = [f"{r.single:.2%}", f"{r.averaged:.2%}", f"{r.minutes:.1f}", *(first[r.seed][m] for m in reached)]
+        cells = [f"{r.single:.2%}", f"{r.averaged:.2%}", f"{r.minutes:.1f}"]
+        cells += [_told(first[r.seed][m]) for m in reached]
         cells += [f"{getattr(r, field):.3f}" for field, _ in told]
         lines.append(f"| {r.seed} | {' | '.join(cells)} |")
     columns = [[r.single for r in results], [r.averaged for r in results]]
@@ -99,20 +111,25 @@ def report(name: str, header: str, command: str, results: Sequence[Result]) -> s
     return "\n".join(lines) + "\n"
 
 
-def _minutes_to(milestone: float, course: Sequence[tuple[float, float]]) -> str:
-    return next((f"{minutes:.1f}" for minutes, accuracy in course if accuracy >= milestone), "")
+def _first(milestone: float, course: Sequence[Point]) -> Point | None:
+    return next((point for point in course if point.accuracy >= milestone), None)
 
 
-def course(run: Path) -> tuple[tuple[float, float], ...]:
+def _told(point: Point | None) -> str:
+    return "" if point is None else f"{point.minutes:.1f} ({point.operations / 1e12:.0f} Top)"
+
+
+def course(run: Path) -> tuple[Point, ...]:
     """`Result.course` of a run directory; an epoch without a rate, resumed at its end, counts as fast as the mean."""
-    images = json.loads((run / "config.json").read_text())["batch_size"]
+    config = json.loads((run / "config.json").read_text())
+    images, operations = config["batch_size"], ceilings.step_operations(Arch.from_json(config["arch"]))
     epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     points, minutes, before = [], 0.0, 0
     usual = statistics.harmonic_mean([e["images_per_second"] for e in epochs if e["images_per_second"]] or [math.inf])
     for epoch in epochs:
         minutes += (epoch["step"] - before) * images / (epoch["images_per_second"] or usual) / 60
         before = epoch["step"]
-        points.append((minutes, epoch["test_accuracy"]))
+        points.append(Point(minutes, epoch["step"] * images * operations, epoch["test_accuracy"]))
     return tuple(points)
 
 

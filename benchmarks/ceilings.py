@@ -10,7 +10,7 @@ from torch import Tensor
 
 import alexnet_func as af
 from alexnet_func import _onednn
-from alexnet_func.arch import Arch, Conv, Linear, param_shapes, place
+from alexnet_func.arch import Arch, Conv, Linear, LocallyConnected, param_shapes, place
 from benchmarks import timing
 
 
@@ -81,6 +81,12 @@ def step_seconds(arch: Arch, n: int, ceilings: Ceilings) -> float:
     return products + moved / ceilings.copy
 
 
+def step_operations(arch: Arch) -> int:
+    """Floating-point operations of a training step, an image: two for each multiply-accumulate of its products."""
+    macs = _macs(arch)
+    return 2 * (3 * (sum(macs[Conv]) + sum(macs[Linear])) - macs[Conv][0])
+
+
 def _macs(arch: Arch) -> dict[type, list[int]]:
     """Multiply-accumulates of one image's forward pass, a layer each."""
     found: dict[type, list[int]] = {Conv: [], Linear: []}
@@ -89,4 +95,6 @@ def _macs(arch: Arch) -> dict[type, list[int]]:
         if isinstance(at.layer, Conv | Linear):
             positions = math.prod(at.out_shape[1:])
             found[type(at.layer)].append(positions * math.prod(shapes[f"{at.name}.weight"]))
+        elif isinstance(at.layer, LocallyConnected):  # each weight serves one position
+            found[Conv].append(math.prod(shapes[f"{at.name}.weight"]))
     return found

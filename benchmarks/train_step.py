@@ -36,7 +36,7 @@ def _measured(case: Case, given: Setting, quick: bool) -> list[Row]:
         rivals["JAX, jitted, donated"] = by_jax.step(case, given, RATE)
     except ImportError as error:
         print(f"without JAX ({error}): pip install -e '.[peers]'")
-    _assert_equal(rivals, {"float32": 0.02, "tf32": 0.1, "bf16": 0.5}[case.precision])
+    assert_equal(rivals, {"float32": 0.02, "tf32": 0.1, "bf16": 0.5}[case.precision])
     rates = ceilings.measure(case.device, case.precision)
     measured = timing.interleaved(rivals, repeats=1 if quick else 9, warmups=1, device=case.device)
     least = ceilings.step_seconds(given.arch, case.n, rates)
@@ -108,7 +108,7 @@ def call(name: str, case: Case) -> Callable[[], Any]:
     return RIVALS[name](case, setting(case))
 
 
-def _assert_equal(rivals: Mapping[str, Callable[[], Any]], tolerance: float) -> None:
+def assert_equal(rivals: Mapping[str, Callable[[], Any]], tolerance: float) -> None:
     """The losses of three steps, to within `tolerance` of their fall: the later ones follow from the updates."""
     losses = {name: [float(rival()) for _ in range(3)] for name, rival in rivals.items()}
     expected = losses["torchvision, eager, fused SGD"]

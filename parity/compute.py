@@ -15,7 +15,7 @@ from parity.problems import Problem
 
 # Of the reference, for the band: many, since the step at which rounding first decides which side of a kink an
 # activation lies on is chance, and from there on the runs part; fewer where one takes ten seconds.
-RUNS = {"alexnet": 4, "alexnet_2012": 4, "caffenet": 4, "alexnet_cifar": 32}
+RUNS = {"alexnet": 4, "alexnet_2012": 4, "caffenet": 4, "alexnet_cifar": 32, "alexnet_small": 32}
 
 
 def solve(problem: Problem, device: str) -> Verdict:

@@ -13,7 +13,7 @@ Tensors = dict[str, Tensor]
 SEED = 7
 STEPS = {"1 step": 1, "20 steps": 20, "trajectory": 20}
 # Rates at which the module's own training converges on so few images: where it diverges there is nothing to compare.
-RATES = {"alexnet": 1e-4, "alexnet_2012": 1e-4, "caffenet": 1e-4, "alexnet_cifar": 1e-3}
+RATES = {"alexnet": 1e-4, "alexnet_2012": 1e-4, "caffenet": 1e-4, "alexnet_cifar": 1e-3, "alexnet_small": 1e-3}
 MOMENTUM, DECAY = 0.9, 5e-4
 _FORMATS = {"contiguous": "contiguous_format", "channels_last": "channels_last"}
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from alexnet_func import history
-from alexnet_func.arch import get
+from alexnet_func.arch import Dropout, get
 
 Dtype = Literal["float64", "float32", "bfloat16"]
 Route = Literal[
@@ -71,7 +71,7 @@ class Problem(NamedTuple):
         )
 
 
-ARCHS = ("alexnet", "alexnet_2012", "caffenet", "alexnet_cifar")
+ARCHS = ("alexnet", "alexnet_2012", "caffenet", "alexnet_cifar", "alexnet_small")
 MUSEUM = tuple(network.name for network in history.NETWORKS)
 
 
@@ -106,24 +106,29 @@ def _eager(device: str) -> Iterator[Problem]:
         for arch in ("alexnet", "alexnet_cifar"):
             shape = _square(arch, 2)
             yield Problem(arch, "gradients", dtype, "eager", "module", "bitwise", shape, dropout=True, quick=True)
-        yield Problem("alexnet_cifar", "gradients", dtype, "eager", "module", "bitwise", (8, 32, 32), quick=True)
+        for arch in ("alexnet_cifar", "alexnet_small"):
+            yield Problem(arch, "gradients", dtype, "eager", "module", "bitwise", (8, 32, 32), quick=True)
     for arch in ("alexnet_2012", "caffenet"):
         for dropout in (False, True):
             shape = _square(arch, 2)
             yield Problem(arch, "gradients", "float32", "eager", "module", "budget", shape, dropout, quick=dropout)
     # torch's LRN has no bfloat16 kernel for a CPU.
-    for arch in ("alexnet", "alexnet_cifar") if device == "cpu" else ARCHS:
+    for arch in ("alexnet", "alexnet_cifar", "alexnet_small") if device == "cpu" else ARCHS:
         shape = _square(arch, 2)
         yield Problem(arch, "gradients", "bfloat16", "eager", "module", "budget", shape, quick=arch == "alexnet_cifar")
 
 
 def _oracles() -> Iterator[Problem]:
     for arch in ARCHS:
-        for dropout in (False, True):
-            quick = arch == "alexnet_cifar"
+        drops = any(isinstance(layer, Dropout) for layer in get(arch).classifier)
+        for dropout in (False, True) if drops else (False,):
+            quick = arch in ("alexnet_cifar", "alexnet_small")
             yield Problem(arch, "gradients", "float64", "eager", "numpy", "close", _square(arch, 2), dropout, quick)
             yield Problem(arch, "gradients", "float64", "eager", "jax", "close", _square(arch, 2), dropout, quick)
-        yield Problem(arch, "dropout masks", "float32", "eager", "jax", "bitwise", _square(arch, 4), True, quick=True)
+        if drops:
+            yield Problem(
+                arch, "dropout masks", "float32", "eager", "jax", "bitwise", _square(arch, 4), True, quick=True
+            )
     yield Problem("alexnet", "random draws", "float32", "eager", "jax", "bitwise", (64, 1, 1), quick=True)
 
 
@@ -137,8 +142,8 @@ def _cuda() -> Iterator[Problem]:
 
 
 def _transforms() -> Iterator[Problem]:
-    for arch in ("alexnet", "alexnet_2012", "alexnet_cifar"):
-        shape, quick = _square(arch, 3), arch == "alexnet_cifar"
+    for arch in ("alexnet", "alexnet_2012", "alexnet_cifar", "alexnet_small"):
+        shape, quick = _square(arch, 3), arch in ("alexnet_cifar", "alexnet_small")
         quantities: tuple[Quantity, ...] = ("jvp", "hvp")
         for quantity in quantities:
             yield Problem(arch, quantity, "float32", "eager", "module", "budget", shape, quick=quick)
@@ -188,8 +193,8 @@ def _museum(device: str) -> Iterator[Problem]:
 
 
 def _training(device: str) -> Iterator[Problem]:
-    for arch, n in (("alexnet_cifar", 8), ("alexnet", 2)):
-        shape, quick = _square(arch, n), arch == "alexnet_cifar"
+    for arch, n in (("alexnet_cifar", 8), ("alexnet_small", 8), ("alexnet", 2)):
+        shape, quick = _square(arch, n), arch != "alexnet"
         if device == "cpu":
             exact: tuple[Dtype, ...] = ("float32", "float64")
             for dtype in exact:

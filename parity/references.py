@@ -118,11 +118,45 @@ class AlexNetCifar(nn.Module):
         return self.classifier(torch.flatten(self.features(x), 1))
 
 
+class AlexNetSmall(nn.Module):
+    """The network for 32x32 images that learns soonest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, kernel_size=3),
+            nn.ReLU(),
+            nn.MaxPool2d(kernel_size=2, stride=2),
+            nn.Conv2d(64, 128, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(kernel_size=2, stride=2),
+            nn.Conv2d(128, 256, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(256, 256, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(256, 256, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(kernel_size=2, stride=2),
+        )
+        self.classifier = nn.Sequential(
+            nn.Linear(256 * 3 * 3, 256),
+            nn.ReLU(),
+            nn.Linear(256, 256),
+            nn.ReLU(),
+            nn.Linear(256, 10),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, 10] of images [N, 3, 32, 32]."""
+        return self.classifier(torch.flatten(self.features(x), 1))
+
+
 MODULES: Mapping[str, Callable[[], nn.Module]] = {
     "alexnet": torchvision.models.alexnet,
     "alexnet_2012": AlexNet2012,
     "caffenet": CaffeNet,
     "alexnet_cifar": AlexNetCifar,
+    "alexnet_small": AlexNetSmall,
     **museum.MODULES,
 }
 

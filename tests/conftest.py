@@ -26,7 +26,7 @@ from alexnet_func.arch import (
     ZeroPad,
 )
 
-ARCHS = [af.arch.get(name) for name in ("alexnet", "alexnet_2012", "caffenet", "alexnet_cifar")]
+ARCHS = [af.arch.get(name) for name in ("alexnet", "alexnet_2012", "caffenet", "alexnet_cifar", "alexnet_small")]
 
 # Every kind of layer of the four networks, small enough to compile and to difference numerically.
 TINY = Arch(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import alexnet_func as af
-from benchmarks import accuracy, ceilings, report, scaling
+from alexnet_func.app import cli
+from benchmarks import ablation, accuracy, ceilings, report, scaling
 from benchmarks.report import table
 from benchmarks.timing import Row, Timing, interleaved
 
@@ -66,25 +67,49 @@ def test_the_ceilings_count_what_the_literature_counts():
 
 
 def test_accuracies_have_their_mean_and_standard_deviation():
-    slow, fast = ((9.0, 0.5), (19.0, 0.82)), ((14.0, 0.84), (28.0, 0.83))
+    slow = (accuracy.Point(9.0, 1e12, 0.5), accuracy.Point(19.0, 2e12, 0.82))
+    fast = (accuracy.Point(14.0, 1e12, 0.86), accuracy.Point(28.0, 2e12, 0.84))
     results = [accuracy.Result(0, 0.82, 0.82, 20.0, slow), accuracy.Result(1, 0.84, 0.86, 30.0, fast)]
     private = [result._replace(epsilon=2.9, proven=0.25) for result in results]
-    assert "| 0 | 82.00% | 82.00% | 20.0 |  | 2.900 | 0.250 |" in accuracy.report("d", "about", "command", private)
+    assert "| 0 | 82.00% | 82.00% | 20.0 | 19.0 (2 Top) |  | 2.900 | 0.250 |" in accuracy.report(
+        "d", "about", "command", private
+    )
     text = accuracy.report("d", "about", "command", results)
     assert "epsilon" not in text
-    assert "| seed | single view | mean over flips and crops | minutes | to 83% |\n|---|---:|---:|---:|---:|" in text
-    assert "| 0 | 82.00% | 82.00% | 20.0 |  |" in text
-    assert "| 1 | 84.00% | 86.00% | 30.0 | 14.0 |" in text
-    assert "| **mean** | 83.00% | 84.00% | 25.0 | |" in text
-    assert "| standard deviation | 1.41% | 2.83% | | |" in text
+    assert (
+        "| seed | single view | mean over flips and crops | minutes | to 80% | to 85% |\n|---|---:|---:|---:|---:|---:|"
+        in text
+    )
+    assert "| 0 | 82.00% | 82.00% | 20.0 | 19.0 (2 Top) |  |" in text
+    assert "| 1 | 84.00% | 86.00% | 30.0 | 14.0 (1 Top) | 14.0 (1 Top) |" in text
+    assert "| **mean** | 83.00% | 84.00% | 25.0 | | |" in text
+    assert "| standard deviation | 1.41% | 2.83% | | | |" in text
+
+
+def test_an_ablation_tells_differences_to_the_whole_recipe():
+    outcomes = [ablation.Outcome("the recipe", (0.8, 0.82), 3.0), ablation.Outcome("SGD", (0.7, 0.73), 2.5)]
+    text = ablation.report("d", 2, "about", "command", outcomes)
+    assert "the mean of 2 seeds" in text
+    assert "| the recipe | 81.00% |  | 3.0 |" in text
+    assert "| SGD | 71.50% | -9.50 | 2.5 |" in text
+
+
+@pytest.mark.parametrize("change", ablation.CHANGES)
+def test_every_change_of_the_ablation_is_one_of_the_recipe(change):
+    fast = vars(cli._parsed(["train", "--recipe", "fast"]).recipe)
+    changed = vars(cli._parsed(["train", "--recipe", "fast", *ablation.CHANGES[change]]).recipe)
+    assert (changed == fast) == (change == "the recipe")
 
 
 def test_the_course_of_a_run_counts_the_time_of_its_steps(tmp_path):
-    (tmp_path / "config.json").write_text('{"batch_size": 30}')
+    config = {"batch_size": 30, "arch": af.arch.ALEXNET.to_json()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     rows = [{"step": 10, "images_per_second": 5, "test_accuracy": 0.5}]
     rows.append({"step": 20, "images_per_second": 10, "test_accuracy": 0.75})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert accuracy.course(tmp_path) == ((1.0, 0.5), (1.5, 0.75))
+    an_image = ceilings.step_operations(af.arch.ALEXNET)
+    assert an_image == pytest.approx(2e6 * (3 * 714 - 64 * 55 * 55 * 3 * 11 * 11 / 1e6), rel=1e-3)
+    assert accuracy.course(tmp_path) == ((1.0, 300 * an_image, 0.5), (1.5, 600 * an_image, 0.75))
 
 
 @pytest.mark.slow
@@ -96,7 +121,7 @@ def test_the_accuracy_of_a_seed_is_what_training_and_evaluation_tell(tmp_path):
     folder = tmp_path / "results" / "cpu"
     entries = json.loads((folder / "accuracy_digits.json").read_text())
     assert len(entries) == 1
-    assert entries[0]["single"] == pytest.approx(entries[0]["course"][-1][1], abs=1e-4)
+    assert entries[0]["single"] == pytest.approx(entries[0]["course"][-1]["accuracy"], abs=1e-4)
     assert f"| 0 | {entries[0]['single']:.2%} |" in (folder / "accuracy_digits.md").read_text()
     assert (folder / "curves_digits.png").is_file()
     assert (folder / "filters_digits.png").is_file()

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch.func import vmap
 
 import alexnet_func as af
+from alexnet_func import hybrid
 from tests.conftest import TINY, images
 
 
@@ -92,6 +93,15 @@ def test_loss_fn_is_cross_entropy_of_forward(key):
     for k in (None, key):
         expected = torch.nn.functional.cross_entropy(af.forward(params, x, arch=TINY, key=k), y)
         assert torch.equal(af.loss_fn(params, (x, y), arch=TINY, key=k), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("loss_fn", [af.loss_fn, hybrid.loss_fn])
+def test_loss_fn_smooths_labels(key, loss_fn, smoothing):
+    params, (x, y) = af.init(key, TINY), images(TINY, 5)
+    logits = af.forward(params, x, arch=TINY).double().numpy()
+    ours = loss_fn(params, (x, y), arch=TINY, label_smoothing=smoothing)
+    assert ours.item() == pytest.approx(cross_entropy_in_numpy(logits, y.numpy(), smoothing), rel=1e-6)
 
 
 @pytest.mark.compiled

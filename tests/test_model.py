@@ -79,7 +79,8 @@ def test_batching_is_vmapping_with_dropout_on(params, key, arch):
     for ours in (vmapped, af.forward(p, x, arch=arch, key=keys)):
         within_budget([ours], [batched], [exact])
     within_budget([looped], [batched], [exact])
-    assert not torch.allclose(batched, af.forward(p, x, arch=arch), rtol=1e-2)
+    drops = any(isinstance(layer, Dropout) for layer in arch.classifier)
+    assert torch.allclose(batched, af.forward(p, x, arch=arch), rtol=1e-2) != drops
 
 
 @pytest.mark.parametrize("arch", **by_name)

@@ -128,11 +128,11 @@ def test_the_ladder_tells_which_schedules_are_shorter():
 
 
 def test_minutes_are_those_of_the_steps(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"batch_size": 60}))
+    (tmp_path / "config.json").write_text(json.dumps({"batch_size": 60, "arch": af.arch.ALEXNET.to_json()}))
     rows = [(10, 10), (20, 5), (30, None)]
     lines = [json.dumps({"step": s, "images_per_second": rate, "test_accuracy": 0.5}) for s, rate in rows]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    assert [minutes for minutes, _ in accuracy.course(tmp_path)] == pytest.approx([1.0, 3.0, 4.5])
+    assert [point.minutes for point in accuracy.course(tmp_path)] == pytest.approx([1.0, 3.0, 4.5])
 
 
 def test_what_is_on_record_to_its_end_is_not_trained_again(tmp_path, monkeypatch):
@@ -141,7 +141,7 @@ def test_what_is_on_record_to_its_end_is_not_trained_again(tmp_path, monkeypatch
     def trains(*words):
         run = Path(words[words.index("--out") + 1])
         run.mkdir()
-        (run / "config.json").write_text(json.dumps({"batch_size": 60, "epochs": 2}))
+        (run / "config.json").write_text(json.dumps({"batch_size": 60, "epochs": 2, "arch": af.arch.ALEXNET.to_json()}))
         lines = [{"step": i + 1, "images_per_second": 1.0, "test_accuracy": 0.25 * (i + 1)} for i in range(2)]
         (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
         told.append(words)
@@ -167,7 +167,8 @@ def test_what_is_on_record_to_its_end_is_not_trained_again(tmp_path, monkeypatch
 def test_every_study_runs_and_writes_its_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figure1, "RATES", (0.001, 0.003))
     monkeypatch.setattr(accuracy, "alexnet", lambda *words: ["test accuracy 75.00 % (10 images)\n"])
-    monkeypatch.setattr(accuracy, "course", lambda run: ((0.1, 0.5),) * 9 + ((1.0, 0.75),))
+    points = (accuracy.Point(0.1, 1e9, 0.5),) * 9 + (accuracy.Point(1.0, 1e10, 0.75),)
+    monkeypatch.setattr(accuracy, "course", lambda run: points)
     setting = ["--data", "digits", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     words = [*setting, "--seeds", "1", "--epochs", "1", "--limit", "128", "--network", "cuda_convnet_26"]
     monkeypatch.setattr("sys.argv", ["paper", *words])

@@ -34,7 +34,12 @@ def test_a_convolution_by_space_to_depth_is_the_convolution(kernel, stride, padd
 
 @pytest.mark.parametrize(
     ("name", "below"),
-    [("alexnet", af.model.PLAIN), ("caffenet", routes.SPACE_TO_DEPTH), ("alexnet_cifar", af.model.PLAIN)],
+    [
+        ("alexnet", af.model.PLAIN),
+        ("caffenet", routes.SPACE_TO_DEPTH),
+        ("alexnet_cifar", af.model.PLAIN),
+        ("alexnet_small", af.model.PLAIN),
+    ],
 )
 def test_fused_layers_give_the_plain_logits_and_gradients(name, below, key):
     arch = af.arch.get(name).replace(num_classes=7)

@@ -94,7 +94,7 @@ def evaluate(job: Job, state: TrainState, asked: Callable[[], object] = lambda: 
     """The metrics on the test split, shared among the ranks: of the batches until `asked()` is true."""
     own = preprocess.batches(job.test, job.network, job.moments, parallel.rank(), parallel.world_size())
     return parallel.evaluate(
-        functools.partial(model.forward, arch=job.network), models.evaluated(state), _until(asked, own)
+        functools.partial(model.forward, arch=job.network, table=job.table), models.evaluated(state), _until(asked, own)
     )
 
 

@@ -7,14 +7,13 @@ import re
 import torch
 from torch import Tensor
 
-from alexnet_func import optim
+from alexnet_func import model, optim
 from alexnet_func.app.recipes import Recipe
+from alexnet_func.arch import Arch
 from alexnet_func.train import Precision
 
-_INNER_KERNEL = re.compile(r"features\.[1-9]\d*\.weight")
 
-
-def optimizer(recipe: Recipe, steps_per_epoch: int, precision: Precision = "float32") -> optim.Optimizer:
+def optimizer(recipe: Recipe, network: Arch, steps_per_epoch: int, precision: Precision = "float32") -> optim.Optimizer:
     """The recipe's optimiser; the momentum is also AdamW's b1. With `precision` "bf16" Muon multiplies in bfloat16.
 
     "cosine" and "linear" warm up for a tenth of the run, at most one epoch.
@@ -31,8 +30,9 @@ def optimizer(recipe: Recipe, steps_per_epoch: int, precision: Precision = "floa
         case "muon":
             dtype = torch.bfloat16 if precision == "bf16" else None
             rates = [_schedule(recipe, lr, steps_per_epoch) for lr in (recipe.lr, recipe.lr / 20)]
+            *hidden, _ = (name for name in model.param_shapes(network) if name.endswith(".weight"))
             return optim.partition(
-                lambda name: "muon" if _INNER_KERNEL.fullmatch(name) else "adamw",
+                lambda name: "muon" if name in hidden else "adamw",
                 {
                     "muon": optim.muon(rates[0], recipe.momentum, decay, dtype=dtype),
                     "adamw": optim.adamw(rates[1], b1=recipe.momentum, weight_decay=decay),

@@ -91,7 +91,7 @@ class Directory:
 
         with torch.no_grad():
             pairs = [
-                (model.forward(params, x, arch=job.network).argmax(-1), y)
+                (model.forward(params, x, arch=job.network, table=job.table).argmax(-1), y)
                 for x, y in preprocess.batches(job.test, job.network, job.moments)
             ]
         predicted, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))

@@ -28,6 +28,7 @@ class Job(NamedTuple):
 
     recipe: Recipe
     network: arch.Arch
+    table: model.Table
     classes: tuple[str, ...]
     images: Source
     test: Source
@@ -66,6 +67,7 @@ def prepared(run: Run, recipe: Recipe, device: torch.device, show: Show) -> Job:
     return Job(
         recipe=recipe,
         network=network,
+        table=steps.table_of(run, recipe, network, device),
         classes=classes,
         images=images,
         test=test,
@@ -170,6 +172,8 @@ def _check_ranks(run: Run, recipe: Recipe, ranks: int) -> None:
         raise ValueError("--skip-bad-images makes the ranks' batches unequal: let alexnet prepare leave such files out")
     if run.parallel == "hybrid" and run.reduction is not None:
         raise ValueError("--reduction is of gradients, which --parallel hybrid does not send for the linear layers")
+    if run.parallel == "hybrid" and recipe.optimizer == "muon":
+        raise ValueError("--optimizer muon orthogonalises each weight as a whole: not with --parallel hybrid")
     if run.parallel == "hybrid" and recipe.dp_epsilon is not None:
         raise ValueError("--dp-epsilon clips the gradient of each image as a whole: not with --parallel hybrid")
 
@@ -227,6 +231,7 @@ def _config(run: Run, recipe: Recipe, device: torch.device, **found: Any) -> dic
     # And without what was not there before, so that runs of then go on.
     groups = [group._asdict() for group in recipe.groups]
     chosen = asdict(recipe) | {"freeze": recipe.freeze or None, "groups": groups or None}
+    chosen |= {"label_smoothing": recipe.label_smoothing or None}
     chosen |= {"normalization": None if recipe.normalization == "moments" else recipe.normalization}
     if recipe.dp_epsilon is None:
         chosen = {name: value for name, value in chosen.items() if not name.startswith("dp_")}

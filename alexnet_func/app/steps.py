@@ -44,17 +44,17 @@ def made(setting: Setting, steps_per_epoch: int, prepare: preprocess.Prepare) ->
 
     The batch is as it was fetched, with the epoch's key of augmentation.
     """
-    run, recipe, plan, device = setting.run, setting.recipe, setting.plan, setting.device
-    optimizer = optimizers.optimizer(recipe, steps_per_epoch, options.precision_of(run, recipe, device))
+    run, recipe, network, device = setting.run, setting.recipe, setting.network, setting.device
+    plan = setting.plan
+    optimizer = optimizers.optimizer(recipe, network, steps_per_epoch, options.precision_of(run, recipe, device))
     if recipe.ema is not None:
         optimizer = optim.averaged(optimizer, recipe.ema)
-    compiles = options.compiles(run, device)
-    one_graph = compiles and device.type == "cuda"  # a CPU cuts crops faster than a graph gathers their pixels
-    of: Of = functools.partial(_plain, setting, optimizer, one_graph)
+    compiles, one_graph = options.compiles(run, device), _in_one_graph(run, device)
+    of: Of = functools.partial(_plain, setting, optimizer)
     if plan is not None:
         of = functools.partial(_private, setting, optimizer, plan)
     optimizer, step = of({})
-    if frozen := frozen_names(recipe, setting.network):
+    if frozen := frozen_names(recipe, network):
         step = _of_some(of, frozen, step)
     if setting.secret is not None:
         step = _keyed(step, setting.secret)
@@ -73,6 +73,17 @@ def made(setting: Setting, steps_per_epoch: int, prepare: preprocess.Prepare) ->
     return optimizer, step
 
 
+def table_of(run: Run, recipe: Recipe, network: Arch, device: torch.device) -> model.Table:
+    """The layers as training and evaluation compute them: `routes.fused` where it pays, on CUDA and in bfloat16."""
+    fused = _in_one_graph(run, device) or options.precision_of(run, recipe, device) == "bf16"
+    return routes.fused(network) if fused else model.PLAIN
+
+
+def _in_one_graph(run: Run, device: torch.device) -> bool:
+    """Whether augmentation is compiled with the step. A CPU cuts crops faster than a graph gathers their pixels."""
+    return options.compiles(run, device) and device.type == "cuda"
+
+
 def frozen_names(recipe: Recipe, network: Arch) -> frozenset[str]:
     """The parameters that the recipe's patterns match. Raises ValueError for one without a match, and where all are."""
     names = list(model.param_shapes(network))
@@ -85,9 +96,9 @@ def frozen_names(recipe: Recipe, network: Arch) -> frozenset[str]:
     return frozen
 
 
-def _plain(setting: Setting, optimizer: optim.Optimizer, one_graph: bool, frozen: Params) -> Made:
+def _plain(setting: Setting, optimizer: optim.Optimizer, frozen: Params) -> Made:
     run, recipe, network = setting.run, setting.recipe, setting.network
-    table = routes.fused(network) if one_graph else model.PLAIN
+    table = table_of(run, recipe, network, setting.device)
     split = run.parallel == "hybrid"
     loss = hybrid.loss_fn if split else losses.loss_fn
 
@@ -95,7 +106,8 @@ def _plain(setting: Setting, optimizer: optim.Optimizer, one_graph: bool, frozen
         if recipe.views is not None:
             keys = random.split(key, len(batch[1])) if key is not None and key.dim() == 1 else key
             batch, key = examples.one_by_one(batch, keys, recipe.views)
-        return loss({**frozen, **params}, batch, arch=network, key=key, table=table)
+        how: dict[str, Any] = {"key": key, "table": table, "label_smoothing": recipe.label_smoothing}
+        return loss({**frozen, **params}, batch, arch=network, **how)
 
     rounded = train.with_precision(loss_fn, options.precision_of(run, recipe, setting.device))
     together = None

@@ -8,14 +8,17 @@ Images are uint8 [C, H, W] until `to_float`; what changes colours, `pca_noise` a
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int32, UInt8
+from jaxtyping import Float, Float32, Int32, Int64, UInt8
 from torch import Tensor
 from torch.func import vmap
 
 from alexnet_func import checks, random, tape
+
+Border = Literal["black", "reflect"]
 
 _CHUNK = 256  # images at a time, where sums over a whole set are taken in 64 bits
 
@@ -56,26 +59,40 @@ def _corner(key: random.Key, extent: Sequence[int], size: int) -> Int32[Tensor, 
     return torch.stack([top, left])
 
 
-def padded_crop(key: random.Key, image: UInt8[Tensor, "c side side"], padding: int) -> UInt8[Tensor, "c side side"]:
-    """A crop of the square image's own size from the image with `padding` black pixels on every side.
+def padded_crop(
+    key: random.Key, image: UInt8[Tensor, "c side side"], padding: int, border: Border = "black"
+) -> UInt8[Tensor, "c side side"]:
+    """A crop of the square image's own size from the image with `padding` pixels more on every side.
 
-    That is a shift by up to `padding` pixels along each axis, all of them equally likely. Raises ValueError for a
-    negative padding.
+    That is a shift by up to `padding` pixels along each axis, all of them equally likely. What comes in at the `border`
+    is "black", or the image's own reflection without the outermost pixels ("reflect"). Raises ValueError for a negative
+    padding, or one that reaches beyond what can be reflected.
     """
-    return random_crop(key, _padded(image, padding), image.shape[-1])
+    return random_crop(key, _padded(image, padding, border), image.shape[-1])
 
 
 def padded_crops(
-    keys: Int32[Tensor, "n 2"], images: UInt8[Tensor, "n c side side"], padding: int
+    keys: Int32[Tensor, "n 2"], images: UInt8[Tensor, "n c side side"], padding: int, border: Border = "black"
 ) -> UInt8[Tensor, "n c side side"]:
     """`vmap(padded_crop)`, by `random_crops`. Errors as `padded_crop`."""
-    return random_crops(keys, _padded(images, padding), images.shape[-1])
+    return random_crops(keys, _padded(images, padding, border), images.shape[-1])
 
 
-def _padded(images: UInt8[Tensor, "*n c h w"], padding: int) -> UInt8[Tensor, "*n c hp wp"]:
+def _padded(images: UInt8[Tensor, "*n c h w"], padding: int, border: Border) -> UInt8[Tensor, "*n c hp wp"]:
     if padding < 0:
         raise ValueError(f"padding must not be negative, got {padding}")
-    return F.pad(images, (padding,) * 4)
+    if border == "black":
+        return F.pad(images, (padding,) * 4)
+    if padding >= min(images.shape[-2:]):
+        raise ValueError(f"padding must be below the side of {images.shape[-1]} to be reflected, got {padding}")
+    rows, columns = (_reflected(side, padding, images.device) for side in images.shape[-2:])
+    return images.index_select(-2, rows).index_select(-1, columns)  # F.pad reflects no uint8 on CUDA
+
+
+def _reflected(side: int, padding: int, device: torch.device) -> Int64[Tensor, "side+2*padding"]:
+    """The place of each pixel of a padded row in the row itself: 2 1 0 1 2 ... for a padding of 2."""
+    last = side - 1
+    return last - (last - torch.arange(-padding, side + padding, device=device).abs()).abs()
 
 
 def resized_crop(

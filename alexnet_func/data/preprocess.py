@@ -20,7 +20,7 @@ from alexnet_func.data.shards import Shards
 from alexnet_func.data.sources import Source
 from alexnet_func.losses import Batch
 
-Augmentation = Literal["none", "shift", "shift-flip", "crop-flip", "resized-flip", "paper", "source"]
+Augmentation = Literal["none", "shift", "shift-flip", "reflect-flip", "crop-flip", "resized-flip", "paper", "source"]
 Normalization = Literal["moments", "mean-image"]
 COLOURED = ("paper", "source")  # augmentations that want the training images' `augment.rgb_components`
 Prepare = Callable[..., Float32[Tensor, "n c s s"]]  # of (key, index [N], images [N, C, H, W], step=None)
@@ -109,7 +109,8 @@ def preparation(
 ) -> Prepare:
     """`prepare(key, index, images, step=None)`: each augmented by its own key `fold_in(key, index)`, normalised.
 
-    "none" the middle of the image, "shift" by up to an eighth of the side, "shift-flip" with mirroring too, "crop-flip"
+    "none" the middle of the image, "shift" by up to an eighth of the side, "shift-flip" with mirroring too,
+    "reflect-flip" the same by up to a sixteenth into the image's reflection, as in airbench (Jordan 2024), "crop-flip"
     a random crop of `size` pixels and mirroring, "resized-flip" a crop of random size and shape, "paper" that of
     crop-flip and PCA colour noise of `components`, the training images' `augment.rgb_components`. "source" is what the
     source code of 2012 does: of a batch 32 images in a row are cropped and mirrored alike, by the key of the first of
@@ -118,6 +119,7 @@ def preparation(
     """
     crops: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "shift": functools.partial(augment.padded_crops, padding=size // 8),
+        "reflect": functools.partial(augment.padded_crops, padding=size // 16, border="reflect"),
         "none": lambda _, images: augment.center_crop(images, size),
         "crop": functools.partial(augment.random_crops, size=size),
         "resized": vmap(functools.partial(augment.resized_crop, size=size)),

@@ -23,7 +23,7 @@ def run(
     per_epoch = -(-len(images.labels) // members.BATCH)
     network = CUDA_CONVNET_26.replace(num_classes=int(images.labels.max()) + 1)
 
-    optimizer = optimizer_of(recipe, per_epoch)
+    optimizer = optimizer_of(recipe, network, per_epoch)
 
     def scaled(rate: Tensor) -> optim.Optimizer:
         del rate  # all members have the recipe's

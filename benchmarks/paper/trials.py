@@ -63,10 +63,10 @@ def _one(trial: Trial, seed: int, setting: Setting) -> tuple[float, float, int]:
     if not _done(run):
         accuracy.alexnet("train", *where, *trial.words, *how)
     course = accuracy.course(run)
-    right = 100 * course[-1][1]
+    right = 100 * course[-1].accuracy
     if trial.views:
         right = accuracy.accuracy(accuracy.alexnet("eval", str(run), *where, "--ten-crop"))
-    return 100 - right, course[-1][0], len(course)
+    return 100 - right, course[-1].minutes, len(course)
 
 
 def _done(run: Path) -> bool:

@@ -47,7 +47,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(capsys):
     assert run(1) != first
 
 
-@pytest.mark.parametrize("augmentation", ["none", "shift", "shift-flip", "resized-flip", "paper"])
+@pytest.mark.parametrize("augmentation", ["none", "shift", "shift-flip", "reflect-flip", "resized-flip", "paper"])
 def test_an_images_augmentation_depends_on_key_and_index_alone(augmentation):
     images = datasets.load("digits").train.images
     components = torch.rand(3, 3) if augmentation == "paper" else None
@@ -337,7 +337,10 @@ def test_eval_and_predict_name_what_is_wrong(tmp_path, folder, capsys):
             ["--data", "mnist"],
             "no data set 'mnist': there are digits, cifar10, cifar100, imagenet, or a folder with train/<class>/*",
         ),
-        (["--arch", "resnet"], "unknown arch 'resnet'; there are alexnet, alexnet_2012, caffenet, alexnet_cifar"),
+        (
+            ["--arch", "resnet"],
+            "unknown arch 'resnet'; there are alexnet, alexnet_2012, caffenet, alexnet_cifar, alexnet_small",
+        ),
         (["--arch", "alexnet"], "the train images are 32x32, and the network needs 256x256"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--limit", "-3"], "--limit must be at least 1, got -3"),

@@ -67,7 +67,7 @@ TABLES = {
 
 def test_patterns_are_read_before_the_update(monkeypatch):
     """torch.compile follows an update: on Python 3.12 it cannot follow `fnmatch`, as an H100's machine told."""
-    optimizer = optimizers.optimizer(recipes.BY_NAME["145"], STEPS)
+    optimizer = optimizers.optimizer(recipes.BY_NAME["145"], af.arch.ALEXNET_145, STEPS)
     params = {
         "features.1.weight": torch.ones(2),
         "features.1.bias": torch.ones(2),
@@ -87,10 +87,11 @@ def test_patterns_are_read_before_the_update(monkeypatch):
 @pytest.mark.parametrize("name", TABLES)
 def test_each_parameter_is_trained_at_the_rate_and_decay_of_its_file(name):
     recipe = recipes.by_data("cifar10", name)
-    shapes = af.arch.param_shapes(af.arch.get(recipe.arch))
+    network = af.arch.get(recipe.arch)
+    shapes = af.arch.param_shapes(network)
     generator = torch.Generator().manual_seed(0)
     params = {n: torch.randn(3, generator=generator, dtype=torch.float64) for n in shapes}
-    optimizer = optimizers.optimizer(recipe, STEPS)
+    optimizer = optimizers.optimizer(recipe, network, STEPS)
     state, expected = optimizer.init(params), {n: (p.numpy().copy(), np.zeros(3)) for n, p in params.items()}
     for step in range(STEPS * recipe.epochs):
         grads = {n: 0.1 * torch.cos(p + step) for n, p in params.items()}

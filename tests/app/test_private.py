@@ -84,7 +84,7 @@ def test_a_private_run_is_the_librarys_step_on_its_samples(tmp_path, short, unac
     images = preprocess.limited(dataset.train, 64)
     prepare = preprocess.in_views(preprocess.preparation("shift", 32, private.MOMENTS), 2)
     chosen = recipes.choose("digits", epochs=1, batch_size=16)
-    optimizer = optimizers.optimizer(chosen, 4)
+    optimizer = optimizers.optimizer(chosen, SMALL, 4)
     init_key, _, data_key = af.random.split(af.random.key(0), 3).unbind()
     augment_key = setup.epoch_keys(data_key, 0)[1]
     state = train.create_state(model.init(init_key, SMALL), optimizer, key=noise_key)
@@ -188,6 +188,8 @@ def test_a_private_run_goes_on_as_it_began_or_not_at_all(tmp_path, short, monkey
         (["--dp-epsilon", "1", "--dp-audit", "65"], "--dp-audit 65 is more than the 64 training images"),
         (["--dp-epsilon", "1", "--precision", "bf16"], "wants sums in float32, not --precision bf16"),
         (["--dp-epsilon", "1", "--reduction", "bf16"], "wants sums in float32, not --reduction bf16"),
+        (["--dp-epsilon", "1", "--label-smoothing", "0.1"], "it needs --label-smoothing 0"),
+        (["--label-smoothing", "1.5"], "--label-smoothing must be at most 1, got 1.5"),
         (["--dp-epsilon", "1", "--recipe", "paper"], "does not go with the paper's colour noise"),
         (["--views", "0"], "--views must be at least 1, got 0"),
         (["--ema", "1"], "--ema must lie in [0, 1), got 1.0"),

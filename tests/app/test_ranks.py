@@ -370,7 +370,9 @@ def test_settings_that_do_not_fit_several_ranks_are_refused(monkeypatch, capsys)
     assert cli.main([*hybrid, "--reduction", "bf16"]) == 1
     assert "--reduction is of gradients, which --parallel hybrid" in capsys.readouterr().err
     assert cli.main([*hybrid, "--dp-epsilon", "1"]) == 1
-    assert "not with --parallel hybrid" in capsys.readouterr().err
+    assert "as a whole: not with --parallel hybrid" in capsys.readouterr().err
+    assert cli.main([*hybrid, "--optimizer", "muon"]) == 1
+    assert "each weight as a whole: not with --parallel hybrid" in capsys.readouterr().err
 
 
 @pytest.mark.errors

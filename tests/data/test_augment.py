@@ -26,6 +26,17 @@ def test_padded_crop_is_a_shift_by_the_drawn_offsets(seed, padding, side):
     assert torch.equal(augment.padded_crop(key, image, padding), expected)
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.data())
+@settings(max_examples=50)
+def test_a_shift_into_the_reflection_is_one_of_numpys_padding(seed, side, data):
+    padding = data.draw(st.integers(0, side - 1))
+    key, image = af.random.key(seed), torch.arange(2 * side**2, dtype=torch.uint8).view(2, side, side)
+    top, left = (int(af.random.randint(k, (), 0, 2 * padding + 1)) for k in af.random.split(key))
+    padded = np.pad(image.numpy(), ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
+    expected = padded[:, top : top + side, left : left + side]
+    assert np.array_equal(augment.padded_crop(key, image, padding, "reflect").numpy(), expected)
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(0, 4), st.integers(0, 4))
 @settings(max_examples=30)
 def test_random_crop_is_a_window_of_the_image(seed, size, more_rows, more_columns):
@@ -60,9 +71,11 @@ def test_crops_and_flips_of_a_batch_are_those_of_its_images(seed, count, size, m
     for i, key in enumerate(keys):
         assert torch.equal(crops[i], augment.random_crop(key, images[i], size))
         assert torch.equal(flips[i], augment.random_flip(key, images[i]))
-    square = augment.padded_crops(keys, crops, padding=2)
-    for i, key in enumerate(keys):
-        assert torch.equal(square[i], augment.padded_crop(key, crops[i], 2))
+    for border in ("black", "reflect"):
+        padding = min(2, size - 1)
+        square = augment.padded_crops(keys, crops, padding, border)
+        for i, key in enumerate(keys):
+            assert torch.equal(square[i], augment.padded_crop(key, crops[i], padding, border))
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(8, 8, 8), (9, 12, 6), (256, 256, 224)])
@@ -184,6 +197,8 @@ def test_negative_padding_is_refused():
         augment.padded_crop(af.random.key(0), torch.zeros(3, 4, 4, dtype=torch.uint8), -1)
     with pytest.raises(ValueError, match="padding must not be negative, got -1"):
         augment.padded_crops(af.random.split(af.random.key(0), 1), torch.zeros(1, 3, 4, 4, dtype=torch.uint8), -1)
+    with pytest.raises(ValueError, match="below the side of 4 to be reflected, got 4"):
+        augment.padded_crop(af.random.key(0), torch.zeros(3, 4, 4, dtype=torch.uint8), 4, "reflect")
 
 
 @pytest.mark.errors

@@ -79,7 +79,7 @@ CASES = {
     "step, sgd": (174, stepping(optim.sgd(optim.warmup_cosine(0.1, 10, 100), 0.9, 5e-4))),
     "step, adamw": (166, stepping(optim.adamw(1e-3))),
     "step, a rate on the CPU": (166, stepping(optim.adamw(torch.tensor(1e-3)))),
-    "step, muon": (325, stepping(optimizers.optimizer(recipes.by_data("cifar10", None, None), 100, "float32"))),
+    "step, muon": (325, stepping(optimizers.optimizer(recipes.by_data("cifar10", None, None), ARCH, 100, "float32"))),
     "per_sample.grads": (327, lambda: per_sample.grads(PARAMS, BATCH, **HOW)),
     "per_sample.norms": (304, lambda: per_sample.norms(PARAMS, BATCH, **HOW)),
     "per_sample.layer_norms": (318, lambda: per_sample.layer_norms(PARAMS, BATCH, **HOW)),
