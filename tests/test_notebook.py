@@ -1,4 +1,6 @@
-"""The notebook runs from top to bottom, here on digits for two epochs and ten steps of an ensemble."""
+"""The notebook runs from top to bottom, here on digits for two epochs, ten steps of an ensemble and two
+at 224x224.
+"""
 
 import re
 from pathlib import Path
@@ -28,6 +30,10 @@ def test_its_sections_are_in_order_and_its_outputs_are_whole(notebook):
     assert [cell.execution_count for cell in codes] == list(range(1, len(codes) + 1))
     assert not any(output.output_type == "error" for cell in codes for output in cell.outputs)
     assert "datasets.load" in codes[2].source
+    stored = "".join(texts(cell) for cell in codes)
+    assert "\x1b" not in stored
+    told = [tuple(map(int, pair)) for pair in re.findall(r"^epoch +(\d+)/(\d+)", stored, flags=re.MULTILINE)]
+    assert [epoch for epoch, _ in told] == list(range(1, told[0][1] + 1))
 
 
 # jupyter_client's and its dependencies' own
@@ -36,7 +42,7 @@ def test_its_sections_are_in_order_and_its_outputs_are_whole(notebook):
 @pytest.mark.compiled  # not because it compiles, but for the pass without runtime type checking
 def test_it_runs_from_top_to_bottom(notebook, tmp_path):
     parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    parameters.source += '\nDATA, EPOCHS = "digits", 2'
+    parameters.source += '\nDATA, EPOCHS, STEPS_AT_224 = "digits", 2, 2'
     members = next(cell for cell in notebook.cells if "40 * 32" in cell.source)
     members.source = members.source.replace("40 * 32", "10 * 32")
     root = NOTEBOOK.parent
