@@ -57,8 +57,8 @@ class Recipe:
     augmentation: Augmentation
     """none: the middle of each image; shift: by up to an eighth of the side; shift-flip: and mirroring; reflect-flip:
     by up to a sixteenth into its reflection, and mirroring; crop-flip: a random crop of a larger image, and mirroring;
-    resized-flip: a crop of random size and shape; paper: crop, flip and
-    colour noise; source: the same as the source code of 2012 has it, where 32 images share a crop."""
+    resized-flip: a crop of random size and shape; paper: crop, flip and colour noise; source: the same as the source
+    code of 2012 has it, where 32 images share a crop."""
     normalization: Normalization = "moments"
     """moments: channels less their mean, over their deviation; mean-image: pixels of 0..255 less those of the mean
     image, as cuda-convnet."""
