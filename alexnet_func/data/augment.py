@@ -89,7 +89,7 @@ def _padded(images: UInt8[Tensor, "*n c h w"], padding: int, border: Border) -> 
     return images.index_select(-2, rows).index_select(-1, columns)  # F.pad reflects no uint8 on CUDA
 
 
-def _reflected(side: int, padding: int, device: torch.device) -> Int64[Tensor, "side+2*padding"]:
+def _reflected(side: int, padding: int, device: torch.device) -> Int64[Tensor, "padded"]:
     """The place of each pixel of a padded row in the row itself: 2 1 0 1 2 ... for a padding of 2."""
     last = side - 1
     return last - (last - torch.arange(-padding, side + padding, device=device).abs()).abs()
