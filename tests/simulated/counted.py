@@ -38,6 +38,13 @@ def stepping(optimizer, **how):
     return lambda: step(state, BATCH)
 
 
+def muon_of_four():
+    rates = [optim.warmup_cosine(peak, 10, 100) for peak in (0.02, 0.001)]
+    chosen = {"muon": optim.muon(rates[0], 0.95, 0.005), "adamw": optim.adamw(rates[1], weight_decay=0.005)}
+    inner = [name for name in PARAMS if name.startswith("features") and name.endswith("weight")][1:]
+    return optim.partition(lambda name: "muon" if name in inner else "adamw", chosen)
+
+
 def members():
     rates = torch.tensor([0.1, 0.2, 0.3, 0.4], device="cuda")
     optimizer = ensemble.optimizer(lambda rate: optim.sgd(rate, 0.9), rates)
@@ -79,7 +86,8 @@ CASES = {
     "step, sgd": (174, stepping(optim.sgd(optim.warmup_cosine(0.1, 10, 100), 0.9, 5e-4))),
     "step, adamw": (166, stepping(optim.adamw(1e-3))),
     "step, a rate on the CPU": (166, stepping(optim.adamw(torch.tensor(1e-3)))),
-    "step, muon": (325, stepping(optimizers.optimizer(recipes.by_data("cifar10", None, None), ARCH, 100, "float32"))),
+    "step, muon of four kernels": (325, stepping(muon_of_four())),
+    "step, muon of seven weights": (390, stepping(optimizers.optimizer(recipes.FAST, ARCH, 100, "float32"))),
     "per_sample.grads": (327, lambda: per_sample.grads(PARAMS, BATCH, **HOW)),
     "per_sample.norms": (304, lambda: per_sample.norms(PARAMS, BATCH, **HOW)),
     "per_sample.layer_norms": (318, lambda: per_sample.layer_norms(PARAMS, BATCH, **HOW)),
