@@ -18,6 +18,7 @@ from benchmarks import (
     forward,
     input_pipeline,
     instrument,
+    layers,
     memory,
     per_sample,
     profile,
@@ -32,6 +33,7 @@ from benchmarks import (
 QUESTIONS = {
     "forward": forward.run,
     "train_step": train_step.run,
+    "layers": layers.run,
     "as_installed": as_installed.run,
     "memory": memory.run,
     "profile": profile.run,
@@ -77,7 +79,7 @@ def _answer(name: str, options: argparse.Namespace) -> int:
     if name != "as_installed":
         kept = allocator.keep_freed_memory()
         header += f"; freed memory {'kept' if kept else 'returned to the system'}"
-    if name in ("forward", "train_step"):
+    if name in ("forward", "train_step", "layers"):
         header += "; " + ceilings.describe(ceilings.measure(options.device))
     print(header)
     rows = []

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import alexnet_func as af
 from alexnet_func import _onednn
-from alexnet_func.arch import Arch, Conv, Linear, LocallyConnected, param_shapes, place
+from alexnet_func.arch import Arch, Conv, Linear, LocallyConnected, Placed, param_shapes, place
 from benchmarks import timing
 
 
@@ -87,14 +88,17 @@ def step_operations(arch: Arch) -> int:
     return 2 * (3 * (sum(macs[Conv]) + sum(macs[Linear])) - macs[Conv][0])
 
 
+def macs(at: Placed, weight: Sequence[int]) -> int:
+    """Multiply-accumulates of one image in a layer whose weight has that shape."""
+    shared = not isinstance(at.layer, LocallyConnected)  # there each weight serves one position
+    return math.prod(weight) * (math.prod(at.out_shape[1:]) if shared else 1)
+
+
 def _macs(arch: Arch) -> dict[type, list[int]]:
-    """Multiply-accumulates of one image's forward pass, a layer each."""
+    """Multiply-accumulates of one image's forward pass, a layer each; what is not shared counts as convolution."""
     found: dict[type, list[int]] = {Conv: [], Linear: []}
     shapes = param_shapes(arch)
     for at in place(arch, (arch.in_channels, arch.image_size, arch.image_size)):
-        if isinstance(at.layer, Conv | Linear):
-            positions = math.prod(at.out_shape[1:])
-            found[type(at.layer)].append(positions * math.prod(shapes[f"{at.name}.weight"]))
-        elif isinstance(at.layer, LocallyConnected):  # each weight serves one position
-            found[Conv].append(math.prod(shapes[f"{at.name}.weight"]))
+        if f"{at.name}.weight" in shapes:
+            found[Linear if isinstance(at.layer, Linear) else Conv].append(macs(at, shapes[f"{at.name}.weight"]))
     return found

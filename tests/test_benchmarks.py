@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import alexnet_func as af
 from alexnet_func.app import cli
-from benchmarks import ablation, accuracy, ceilings, report, scaling
+from benchmarks import ablation, accuracy, ceilings, layers, report, scaling
 from benchmarks.report import table
 from benchmarks.timing import Row, Timing, interleaved
 
@@ -64,6 +65,15 @@ def test_the_ceilings_count_what_the_literature_counts():
     assert ceilings.step_seconds(af.arch.ALEXNET, 1, unit) == pytest.approx(
         3 * ceilings.forward_seconds(af.arch.ALEXNET, 1, unit) - first
     )
+
+
+def test_stages_are_all_layers_and_each_has_weights_once():
+    for arch in (af.arch.ALEXNET_SMALL, af.arch.ALEXNET_CIFAR):
+        stages = layers.stages(arch)
+        assert len(stages) == 8
+        names = [at.name for stage in stages for at in stage]
+        params, image = af.init(af.random.key(0), arch), torch.zeros(3, 32, 32)
+        assert names == list(af.model.activations(params, image, arch=arch))
 
 
 def test_accuracies_have_their_mean_and_standard_deviation():
