@@ -78,7 +78,9 @@ def orthogonalized(matrix: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
 
     Of a zero matrix it is zero. Each step takes every singular value s to `3.4445 s - 4.7750 s^3 + 2.0315 s^5`, after a
     division by the root of the sum of their squares. What then lies above 0.002 ends between 0.68 and 1.21; smaller
-    ones grow about 480-fold.
+    ones grow about 480-fold. A matrix twice as wide as high, or more, is multiplied twice, and all else is done with
+    its Gram matrix: in float32 to 1e-3 of what direct steps give where singular values span five orders of magnitude.
+    Half precision, where the Gram matrix's rounding would grow, takes direct steps.
 
     Examples:
         >>> af.optim.orthogonalized(torch.diag(torch.tensor([100.0, 1.0]))).diagonal().round(decimals=1)
@@ -88,9 +90,29 @@ def orthogonalized(matrix: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
     x = matrix.T if rows > columns else matrix
     zero = (x == 0).all()  # where a norm has no second derivative
     x = x / x.masked_fill(zero, 1).norm().masked_fill(zero, 0).clamp(min=1e-7)
+    wide = 2 * x.shape[0] <= x.shape[1] and x.dtype.itemsize >= 4
+    x = _newton_schulz_of_gram(x) if wide else _newton_schulz(x)
+    return x.T if rows > columns else x
+
+
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+def _newton_schulz(x: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
     for _ in range(5):
         gram = x @ x.T
         # A product and a sum in one, rounded once: in bfloat16 half the error of two operations.
-        quadratic = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        x = torch.addmm(x, quadratic, x, beta=3.4445)
-    return x.T if rows > columns else x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    return x
+
+
+def _newton_schulz_of_gram(x: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
+    """The same steps as factors P = A I + B G + C G^2, which commute with G = x x^T: then x <- P x and G <- P G P."""
+    gram = x @ x.T
+    product = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    for _ in range(5):
+        step = torch.addmm(gram, gram, gram, beta=_B, alpha=_C)  # P less A I
+        product = torch.addmm(product, step, product, beta=_A)
+        gram = torch.addmm(gram, step, gram, beta=_A)
+        gram = torch.addmm(gram, gram, step, beta=_A)
+    return product @ x

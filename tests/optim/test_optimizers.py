@@ -135,8 +135,21 @@ def test_orthogonalized_works_on_the_singular_values(rows, columns):
     np.testing.assert_allclose(optim.orthogonalized(torch.from_numpy(1e6 * matrix)).numpy(), found, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(64, 300), (300, 64), (64, 100)])
+@pytest.mark.parametrize("least", [1e-3, 1e-5, 0.0])
+def test_orthogonalized_in_float32_of_singular_values_far_apart(rows, columns, least):
+    """Of wide matrices too, whose Gram matrix squares the span."""
+    u, _, v = np.linalg.svd(np.random.default_rng(0).normal(size=(rows, columns)), full_matrices=False)
+    matrix = u * np.geomspace(1, max(least, 1e-30), 64) @ v
+    found = optim.orthogonalized(torch.from_numpy(matrix).float()).numpy()
+    expected = newton_schulz(matrix)
+    assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
+    assert np.linalg.norm(found, 2) < 1.21
+
+
 def test_orthogonalized_keeps_zero_and_rank():
     assert not optim.orthogonalized(torch.zeros(3, 5)).any()
+    assert not optim.orthogonalized(torch.zeros(3, 50)).any()
     line = np.outer(np.arange(1.0, 4.0), np.arange(1.0, 6.0))
     found = optim.orthogonalized(torch.from_numpy(line)).numpy()
     assert np.linalg.matrix_rank(found, tol=1e-6) == 1
