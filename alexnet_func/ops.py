@@ -33,13 +33,21 @@ def local_response_norm(x: Float[Tensor, "*n c h w"], layer: LRN) -> Float[Tenso
     if layer.groups > 1:
         by_group = x.unflatten(-3, (layer.groups, -1))
         return local_response_norm(by_group, replace(layer, groups=1)).flatten(-4, -3)
-    channels = x.shape[-3]
-    padded = F.pad(x * x, (0, 0, 0, 0, layer.size // 2, (layer.size - 1) // 2))
-    total = padded.narrow(-3, 0, channels)
-    for offset in range(1, layer.size):
-        total = total + padded.narrow(-3, offset, channels)
+    total = _sum_over_windows(x * x, layer.size)
     alpha = layer.alpha if layer.convention == "sum" else layer.alpha / layer.size
     return x / (layer.k + alpha * total) ** layer.beta
+
+
+def _sum_over_windows(x: Float[Tensor, "*n c h w"], size: int) -> Float[Tensor, "*n ca h w"]:
+    """Sums over `size` channels around each; where every window holds all channels, that is one map for all."""
+    before, after, channels = size // 2, (size - 1) // 2, x.shape[-3]
+    if after >= channels - 1:
+        return x.sum(-3, keepdim=True)
+    padded = F.pad(x, (0, 0, 0, 0, before, after))
+    total = padded.narrow(-3, 0, channels)
+    for offset in range(1, size):
+        total = total + padded.narrow(-3, offset, channels)
+    return total
 
 
 def within_channel_response_norm(x: Float[Tensor, "*n c h w"], layer: WithinChannelLRN) -> Float[Tensor, "*n c h w"]:

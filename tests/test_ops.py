@@ -13,6 +13,7 @@ LAYERS = [
     LRN(5, 1e-4, 0.75, 1.0, "mean"),
     LRN(4, 0.3, 0.5, 1.0, "sum"),
     LRN(1, 0.3, 0.5, 1.0, "mean"),
+    *(LRN(size, 0.3, 0.5, 0.1, convention) for size in (18, 19, 21, 40) for convention in ("sum", "mean")),
 ]
 
 
