@@ -3,7 +3,7 @@
     loss = functools.partial(losses.loss_fn, table=routes.fused(ALEXNET))
     step = train.compile_step(train.make_step(loss, optimizer))
 
-They belong to compiled steps. `python -m benchmarks --only train_step` measures which of them pays on a machine, and
+`python -m benchmarks --only train_step` and `--only layers` measure which of them pays on a machine, and
 `python -m benchmarks.kernels` what each moves through a GPU's memory.
 """
 
@@ -62,9 +62,9 @@ SPACE_TO_DEPTH: Table = {**PLAIN, Conv: space_to_depth_conv}
 
 
 def fused(arch: Arch, table: Table = PLAIN) -> Table:
-    """Returns `table` for GPUs, and for bfloat16 on CPUs: maps lie in channels_last, pooled as early as may be.
+    """Returns `table` with maps in channels_last, pooled as early as may be.
 
-    There a step waits for memory, or for oneDNN to bring maps into that order and back.
+    A GPU waits for memory; on a CPU oneDNN would bring maps into that order and back, in bfloat16 most of all.
 
     A convolution that ReLU or Tanh and max-pooling follow is pooled first. Both, and a bias, keep the order of numbers,
     and so come after without any other result, on a quarter of the pixels. Gradients differ where two pixels of a

@@ -133,6 +133,8 @@ def _parsed(words: Sequence[str]) -> Any:
         first = _read([word for word in words if word not in ("-h", "--help")], base)
         images = _images_in_folder(first.run) if first.name is None else None
         base = recipes.by_data(first.run.data, first.name, first.recipe.arch, images)
+        if first.name is None and first.recipe.dp_epsilon is not None:
+            base = recipes.private(base)
     return _read(words, base)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from alexnet_func import model, parallel
+from alexnet_func import model, parallel, routes
 from alexnet_func.app import models
 from alexnet_func.app.progress import Show
 from alexnet_func.app.recorder import Recorder
@@ -93,9 +93,8 @@ def run_epoch(
 def evaluate(job: Job, state: TrainState, asked: Callable[[], object] = lambda: None) -> Metrics:
     """The metrics on the test split, shared among the ranks: of the batches until `asked()` is true."""
     own = preprocess.batches(job.test, job.network, job.moments, parallel.rank(), parallel.world_size())
-    return parallel.evaluate(
-        functools.partial(model.forward, arch=job.network, table=job.table), models.evaluated(state), _until(asked, own)
-    )
+    forward = functools.partial(model.forward, arch=job.network, table=routes.fused(job.network))
+    return parallel.evaluate(forward, models.evaluated(state), _until(asked, own))
 
 
 def finished(job: Job, now: Progress) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from alexnet_func import losses, model, parallel
+from alexnet_func import losses, model, parallel, routes
 from alexnet_func.app import private, runs
 from alexnet_func.app.options import Run
 from alexnet_func.app.runs import Progress
@@ -91,7 +91,7 @@ class Directory:
 
         with torch.no_grad():
             pairs = [
-                (model.forward(params, x, arch=job.network, table=job.table).argmax(-1), y)
+                (model.forward(params, x, arch=job.network, table=routes.fused(job.network)).argmax(-1), y)
                 for x, y in preprocess.batches(job.test, job.network, job.moments)
             ]
         predicted, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))

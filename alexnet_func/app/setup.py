@@ -28,7 +28,6 @@ class Job(NamedTuple):
 
     recipe: Recipe
     network: arch.Arch
-    table: model.Table
     classes: tuple[str, ...]
     images: Source
     test: Source
@@ -67,7 +66,6 @@ def prepared(run: Run, recipe: Recipe, device: torch.device, show: Show) -> Job:
     return Job(
         recipe=recipe,
         network=network,
-        table=steps.table_of(run, recipe, network, device),
         classes=classes,
         images=images,
         test=test,

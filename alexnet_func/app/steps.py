@@ -73,12 +73,6 @@ def made(setting: Setting, steps_per_epoch: int, prepare: preprocess.Prepare) ->
     return optimizer, step
 
 
-def table_of(run: Run, recipe: Recipe, network: Arch, device: torch.device) -> model.Table:
-    """The layers as training and evaluation compute them: `routes.fused` where it pays, on CUDA and in bfloat16."""
-    fused = _in_one_graph(run, device) or options.precision_of(run, recipe, device) == "bf16"
-    return routes.fused(network) if fused else model.PLAIN
-
-
 def _in_one_graph(run: Run, device: torch.device) -> bool:
     """Whether augmentation is compiled with the step. A CPU cuts crops faster than a graph gathers their pixels."""
     return options.compiles(run, device) and device.type == "cuda"
@@ -98,7 +92,7 @@ def frozen_names(recipe: Recipe, network: Arch) -> frozenset[str]:
 
 def _plain(setting: Setting, optimizer: optim.Optimizer, frozen: Params) -> Made:
     run, recipe, network = setting.run, setting.recipe, setting.network
-    table = table_of(run, recipe, network, setting.device)
+    table = routes.fused(network)
     split = run.parallel == "hybrid"
     loss = hybrid.loss_fn if split else losses.loss_fn
 

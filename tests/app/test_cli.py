@@ -22,16 +22,16 @@ import alexnet_func as af
 from alexnet_func import checkpoint, random
 from alexnet_func.app import cli, fit, loop, models, recipes, runs
 from alexnet_func.app.options import Run
-from alexnet_func.arch import ALEXNET_CIFAR
+from alexnet_func.arch import ALEXNET_SMALL
 from alexnet_func.data import datasets, prepare, preprocess
 
-SHORT = ["train", "--limit", "64", "--epochs", "3", "--device", "cpu"]
+SHORT = ["train", "--limit", "64", "--batch-size", "32", "--epochs", "3", "--device", "cpu"]
 
 
 def test_a_short_run_reports_every_epoch_and_ends_with_the_test_accuracy(capsys):
-    assert cli.main(["train", "--limit", "64", "--epochs", "2"]) == 0
+    assert cli.main(["train", "--limit", "64", "--batch-size", "32", "--epochs", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("alexnet_cifar on digits: 64 training and 355 test images, on ")
+    assert lines[0].startswith("alexnet_small on digits: 64 training and 355 test images, on ")
     epoch = r"epoch +(\d)/2  train loss \d+\.\d{4}  test loss \d+\.\d{4}  test accuracy +\d+\.\d\d%  [\d,]+ images/s"
     assert [re.fullmatch(epoch, line).group(1) for line in lines[1:3]] == ["1", "2"]
     assert re.fullmatch(r"test accuracy \d+\.\d\d % \(355 images\)", lines[-1])
@@ -39,7 +39,9 @@ def test_a_short_run_reports_every_epoch_and_ends_with_the_test_accuracy(capsys)
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(capsys):
     def run(seed):
-        cli.main(["train", "--limit", "32", "--epochs", "1", "--seed", str(seed), "--device", "cpu"])
+        cli.main(
+            ["train", "--limit", "32", "--batch-size", "32", "--epochs", "1", "--seed", str(seed), "--device", "cpu"]
+        )
         return re.search(r"train loss (\S+)  test loss (\S+)", capsys.readouterr().out).groups()
 
     first = run(0)
@@ -52,7 +54,7 @@ def test_an_images_augmentation_depends_on_key_and_index_alone(augmentation):
     images = datasets.load("digits").train.images
     components = torch.rand(3, 3) if augmentation == "paper" else None
     moments = preprocess.Moments((0.3,) * 3, (0.4,) * 3)
-    prepare = preprocess.preparation(augmentation, ALEXNET_CIFAR.image_size, moments, components)
+    prepare = preprocess.preparation(augmentation, ALEXNET_SMALL.image_size, moments, components)
     key, index = random.key(3), torch.tensor([5, 900, 17])
     batch = prepare(key, index, images[index])
     assert torch.equal(prepare(key, index[2:], images[17:18])[0], batch[2])
@@ -68,7 +70,7 @@ def test_a_run_directory_holds_its_configuration_metrics_and_checkpoint(tmp_path
     assert sorted(os.listdir(tmp_path / "run")) == sorted([*files, *pictures])
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["epochs"] == 3
-    assert af.arch.Arch.from_json(config["arch"]) == ALEXNET_CIFAR
+    assert af.arch.Arch.from_json(config["arch"]) == ALEXNET_SMALL
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 2), (2, 4), (3, 6)]
     fields = {"train_loss", "test_loss", "test_accuracy", "images_per_second"}
@@ -197,12 +199,12 @@ def test_init_from_a_run_keeps_its_parameters_and_draws_a_last_layer_of_another_
     first, second = (checkpoint.load(tmp_path / name / "checkpoint.safetensors")[0] for name in ("run", "same"))
     assert all(torch.equal(first.params[n], p) for n, p in second.params.items())
     capsys.readouterr()
-    there = ["train", "--data", str(folder), "--arch", "alexnet_cifar", "--batch-size", "4", *start]
+    there = ["train", "--data", str(folder), "--arch", "alexnet_small", "--batch-size", "4", *start]
     assert cli.main([*there, "--out", str(tmp_path / "other")]) == 0
-    assert "drawn anew, as the classes differ: classifier.6.weight, classifier.6.bias" in capsys.readouterr().out
+    assert "drawn anew, as the classes differ: classifier.4.weight, classifier.4.bias" in capsys.readouterr().out
     other = checkpoint.load(tmp_path / "other" / "checkpoint.safetensors")[0].params
-    assert torch.equal(other["classifier.4.weight"], first.params["classifier.4.weight"])
-    assert other["classifier.6.bias"].shape == (2,)
+    assert torch.equal(other["classifier.2.weight"], first.params["classifier.2.weight"])
+    assert other["classifier.4.bias"].shape == (2,)
 
 
 def test_a_folder_is_trained_evaluated_and_predicted(tmp_path, folder, capsys):
@@ -474,7 +476,20 @@ def test_real_photographs_are_trained_on_evaluated_and_named(tmp_path, capsys, n
 
 @pytest.mark.slow
 def test_twenty_kills_at_any_moment_change_nothing(tmp_path):
-    command = [sys.executable, "-m", "alexnet_func", "train", "--limit", "320", "--epochs", "80", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "alexnet_func",
+        "train",
+        "--limit",
+        "320",
+        "--batch-size",
+        "32",
+        "--epochs",
+        "80",
+        "--device",
+        "cpu",
+    ]
     started = time.perf_counter()
     subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True)
     seconds = time.perf_counter() - started

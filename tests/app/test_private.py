@@ -83,7 +83,7 @@ def test_a_private_run_is_the_librarys_step_on_its_samples(tmp_path, short, unac
     dataset = af.data.datasets.load("digits")
     images = preprocess.limited(dataset.train, 64)
     prepare = preprocess.in_views(preprocess.preparation("shift", 32, private.MOMENTS), 2)
-    chosen = recipes.choose("digits", epochs=1, batch_size=16)
+    chosen = recipes.choose("digits", epochs=1, batch_size=16, dp_epsilon=1.0)
     optimizer = optimizers.optimizer(chosen, SMALL, 4)
     init_key, _, data_key = af.random.split(af.random.key(0), 3).unbind()
     augment_key = setup.epoch_keys(data_key, 0)[1]
@@ -250,7 +250,7 @@ def setting(chosen, plan=None, secret=None):
 
 
 def test_views_of_a_plain_step_are_the_mean_over_them(key):
-    chosen = recipe(views=3, schedule="constant", momentum=0.0, weight_decay=0.0)
+    chosen = recipe(views=3, optimizer="sgd", schedule="constant", momentum=0.0, weight_decay=0.0)
     prepare = preprocess.preparation("shift", 32, private.MOMENTS)
     optimizer, step = steps.made(setting(chosen), 4, prepare)
     state = train.create_state(model.init(key, SMALL), optimizer, key=key)

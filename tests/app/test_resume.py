@@ -12,7 +12,7 @@ from alexnet_func import checkpoint, files
 from alexnet_func.app import cli, loop, runs, setup
 
 pytestmark = pytest.mark.usefixtures("few_digits")
-SHORT = ["train", "--limit", "64", "--device", "cpu"]
+SHORT = ["train", "--limit", "64", "--batch-size", "32", "--device", "cpu"]
 
 
 def own(folder, *options):

@@ -23,7 +23,7 @@ from alexnet_func.app import cli, loop, runs, stopping
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-COMMAND = [sys.executable, "-m", "alexnet_func", "train", "--limit", "64", "--device", "cpu"]
+COMMAND = [sys.executable, "-m", "alexnet_func", "train", "--limit", "64", "--batch-size", "32", "--device", "cpu"]
 
 
 def started(*options, **how):
@@ -68,7 +68,7 @@ def asked_after(monkeypatch):
     return arrange
 
 
-SHORT = ["train", "--limit", "96", "--epochs", "2", "--device", "cpu"]
+SHORT = ["train", "--limit", "96", "--batch-size", "32", "--epochs", "2", "--device", "cpu"]
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: signal.Signals(number).name)

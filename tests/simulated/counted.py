@@ -173,7 +173,7 @@ def test_the_applications_loop_waits_once_an_epoch_besides_its_evaluation(monkey
     monkeypatch.setattr(augment, "channel_moments", lambda _: ((0.5,) * 3, (0.25,) * 3))
     monkeypatch.setattr(loop, "run_epoch", counted_epoch)
     monkeypatch.setattr(loop, "evaluate", made_up)
-    assert cli.main(["train", "--limit", "96", "--epochs", "3", "--device", "cuda"]) == 0
+    assert cli.main(["train", "--limit", "96", "--batch-size", "32", "--epochs", "3", "--device", "cuda"]) == 0
     for counts in found[1:]:  # the first one compiles
         assert counts["synchronisations"] == counts["copies_to_host"] == 1
         assert counts["replays"] == 3
