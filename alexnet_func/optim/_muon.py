@@ -109,10 +109,12 @@ def _newton_schulz(x: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
 def _newton_schulz_of_gram(x: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
     """The same steps as factors P = A I + B G + C G^2, which commute with G = x x^T: then x <- P x and G <- P G P."""
     gram = x @ x.T
-    product = torch.eye(len(x), dtype=x.dtype, device=x.device)
-    for _ in range(5):
-        step = torch.addmm(gram, gram, gram, beta=_B, alpha=_C)  # P less A I
-        product = torch.addmm(product, step, product, beta=_A)
+    step = torch.addmm(gram, gram, gram, beta=_B, alpha=_C)  # P less A I
+    identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    product = torch.add(step, identity, alpha=_A)
+    for _ in range(4):
         gram = torch.addmm(gram, step, gram, beta=_A)
         gram = torch.addmm(gram, gram, step, beta=_A)
+        step = torch.addmm(gram, gram, gram, beta=_B, alpha=_C)
+        product = torch.addmm(product, step, product, beta=_A)
     return product @ x
