@@ -15,18 +15,10 @@ from alexnet_func.optim._adamw import adamw
 from alexnet_func.optim._muon import muon, orthogonalized
 from alexnet_func.optim._sgd import sgd
 from alexnet_func.optim.base import Optimizer, OptState, Schedule, Transform, Updated, check_optimizer
-from alexnet_func.optim.combinators import (
-    accumulate,
-    add_decayed_weights,
-    averaged,
-    chain,
-    clip_by_global_norm,
-    ema,
-    global_norm,
-    masked,
-    partition,
-)
+from alexnet_func.optim.combinators import accumulate, averaged, chain
+from alexnet_func.optim.partitions import masked, partition
 from alexnet_func.optim.schedules import constant, piecewise_constant, step_decay, warmup_cosine, warmup_linear
+from alexnet_func.optim.transforms import add_decayed_weights, clip_by_global_norm, ema, global_norm
 
 __all__ = [
     "OptState",
