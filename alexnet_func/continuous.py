@@ -8,7 +8,8 @@ from jaxtyping import Float32, Int32, Real
 from torch import Tensor
 
 from alexnet_func import distributions
-from alexnet_func.threefry import Key, Shape, as_shape, check_key, draw, generate, split_each
+from alexnet_func.keys import Key, Shape, as_shape, check_key
+from alexnet_func.threefry import draw, generate, split_each
 
 
 def uniform(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet_func.checks import visible
-from alexnet_func.threefry import is_integer
+from alexnet_func.keys import is_integer
 
 _INT32 = torch.iinfo(torch.int32)
 

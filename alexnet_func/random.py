@@ -21,20 +21,8 @@ from torch import Tensor
 
 from alexnet_func import distributions
 from alexnet_func.continuous import exponential, gumbel, normal, truncated_normal, uniform
-from alexnet_func.threefry import (
-    Key,
-    Shape,
-    as_shape,
-    bits,
-    check_key,
-    clone,
-    fold_in,
-    key,
-    key_data,
-    split,
-    threefry2x32,
-    wrap_key_data,
-)
+from alexnet_func.keys import Key, Shape, as_shape, check_key, clone, key, key_data, wrap_key_data
+from alexnet_func.threefry import bits, fold_in, split, threefry2x32
 
 __all__ = [
     "Key",
