@@ -186,8 +186,8 @@ def activations(params: Params, x: Float[Tensor, "*n c h w"], *, arch: Arch = AL
 def walk(arch: Arch, params: Params, x: Tensor, key: Tensor | None, table: Table) -> Tensor:
     """Applies `table[type(layer)](placed, x, *operands)` for every layer of `arch` in turn.
 
-    The one loop over layers: taps for per-sample gradients, or faster equivalents for a compiled step, are
-    other tables. Without a key dropout layers are passed over, but those of the classic convention, which get no noise.
+    The one loop over layers: taps for per-sample gradients, or faster equivalents, are other tables. Without a key
+    dropout layers are passed over, but those of the classic convention, which get no noise.
     Arguments are those of `forward`, unchecked.
 
     Examples:

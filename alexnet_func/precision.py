@@ -144,14 +144,22 @@ def tf32(allowed: bool | None) -> Iterator[None]:
             operator.fp32_precision = string
 
 
+def rounds_products(device: torch.device) -> bool:
+    """Whether a product of float32 matrices on `device` may round them to TF32."""
+    return device.type == "cuda" and _allowed()[0]
+
+
 def _stands(precision: Precision) -> bool:
     """Whether the switch already stands as "tf32" or "float32" wants it, for products and convolutions alike."""
+    return _allowed() == (precision == "tf32",) * 2
+
+
+def _allowed() -> tuple[bool, bool]:
+    """Whether TF32 is, for matrix products and for convolutions on CUDA."""
     backends: Any = torch.backends
     if torch.compiler.is_compiling():  # which reads these, but not the strings
-        found = (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32)
-    else:
-        found = tuple(op.fp32_precision == "tf32" for op in (backends.cuda.matmul, backends.cudnn.conv))
-    return found == (precision == "tf32",) * 2
+        return backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+    return backends.cuda.matmul.fp32_precision == "tf32", backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def _global_settings() -> tuple[str, bool] | None:

@@ -34,8 +34,8 @@ def run(quick: bool, device: str) -> Iterator[list[Row]]:
     cases = CUDA if device == "cuda" else CPU
     for case in [cases[0]._replace(n=2)] if quick else cases:
         given = setting(case)
-        for stage in stages(given.arch):
-            yield _stage(case, given, stage, quick)
+        for i, stage in enumerate(stages(given.arch)):
+            yield _stage(case, given, stage, i == 0, quick)
         yield _whole(case, given, quick)
 
 
@@ -52,9 +52,8 @@ def stages(arch: af.arch.Arch) -> list[list[Placed]]:
     return found
 
 
-def _stage(case: Case, given: Setting, stage: list[Placed], quick: bool) -> list[Row]:
+def _stage(case: Case, given: Setting, stage: list[Placed], first: bool, quick: bool) -> list[Row]:
     at = next(at for at in stage if isinstance(at.layer, Weighted))
-    first = stage[0].name == stages(given.arch)[0][0].name
     x = af.random.normal(af.random.key(1, case.device), (case.n, *stage[0].in_shape))
     operands = [given.params[f"{at.name}.{kind}"] for kind in ("weight", "bias")]
     rivals = {name: _gradients(given.arch, stage, x, operands, first, *how) for name, how in ROUTES.items()}

@@ -45,7 +45,7 @@ class Train:
     run: tyro.conf.OmitArgPrefixes[_Run]  # type: ignore[valid-type]
     """Data, device and record of the run."""
     recipe: tyro.conf.OmitArgPrefixes[_Recipe]  # type: ignore[valid-type]
-    """Network, optimiser, length and augmentation; the defaults are those for --data."""
+    """Network, optimiser, length and augmentation; the defaults are those for --data, --optimizer and --dp-epsilon."""
     name: Annotated[recipes.Name | None, tyro.conf.arg(name="recipe")] = None
     """paper: network, optimiser, schedule and augmentation of 2012; 145: the same as the source code of then has them;
     caffe: Caffe's; cuda_convnet_26 and others: of 2011, for CIFAR-10, named by their published errors in per cent."""
@@ -133,8 +133,14 @@ def _parsed(words: Sequence[str]) -> Any:
         first = _read([word for word in words if word not in ("-h", "--help")], base)
         images = _images_in_folder(first.run) if first.name is None else None
         base = recipes.by_data(first.run.data, first.name, first.recipe.arch, images)
-        if first.name is None and first.recipe.dp_epsilon is not None:
-            base = recipes.private(base)
+        if first.name is None:
+            named = any(word.partition("=")[0] == "--optimizer" for word in words)
+            base = recipes.suited(
+                base,
+                first.recipe.optimizer if named else None,
+                private=first.recipe.dp_epsilon is not None,
+                split=first.run.parallel == "hybrid",
+            )
     return _read(words, base)
 
 

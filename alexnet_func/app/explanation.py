@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alexnet_func import influence, model, per_sample, random
+from alexnet_func import influence, per_sample, random
 from alexnet_func.app import score, tables
 from alexnet_func.app.models import Model
 from alexnet_func.app.progress import Show
@@ -132,7 +132,7 @@ def _scores(
         return preprocess.middle(asked.to(device), source.arch, source.moments)
 
     with torch.no_grad():
-        predicted = score.finite(model.forward(last.params, middle(last), arch=last.arch)).argmax(-1)
+        predicted = score.logits_of(last, middle(last)).argmax(-1)
     alike, pull, finite = [], [], []
     for source in sources_of:
         places, labels, features = _features(images, source, views, key, show)

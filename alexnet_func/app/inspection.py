@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alexnet_func import curvature, model
+from alexnet_func import curvature
 from alexnet_func.app import score, tables
 from alexnet_func.app.models import Model
 from alexnet_func.app.progress import Show
@@ -91,7 +91,7 @@ def _find(images: Source, source: Model) -> Findings:
         by_layer = [by_name[f"{layer}.weight"] + by_name[f"{layer}.bias"] for layer in layers]
         squares.append(torch.stack(by_layer).cpu())
         with torch.no_grad():
-            predicted = score.finite(model.forward(source.params, x, arch=source.arch)).argmax(-1)
+            predicted = score.logits_of(source, x).argmax(-1)
         parts.append((index.cpu(), y.cpu(), predicted.cpu(), part.losses.cpu()))
     indices, label, predicted, loss = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     square = torch.cat(squares, 1)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from alexnet_func import losses, model, train
+from alexnet_func import losses, model, routes, train
 from alexnet_func.app.models import Model
 from alexnet_func.app.progress import Show
 from alexnet_func.app.text import said
@@ -33,7 +33,7 @@ def evaluate(
     test = sources.open_split(dataset.test, preprocess.stored_side(source.arch), reading, "test")
     for crops, y in _views(test, source, ten_crop):
         with torch.no_grad():
-            logits = finite(model.forward(source.params, crops.flatten(0, 1), arch=source.arch))
+            logits = logits_of(source, crops.flatten(0, 1))
         views = logits.log_softmax(-1).unflatten(0, crops.shape[:2])
         log_p.append(views.logsumexp(1) - math.log(crops.shape[1]))
         labels.append(y)
@@ -65,8 +65,11 @@ def with_labels_of(source: Model, dataset: Dataset, data: str) -> Dataset:
     return dataset
 
 
-def finite(logits: Tensor) -> Tensor:
-    """The logits. Raises FloatingPointError where one is infinite or not a number, as nothing told of it is true."""
+def logits_of(source: Model, x: Tensor) -> Tensor:
+    """The logits of images, by the route of training. Raises FloatingPointError where one is infinite or not a number,
+    as nothing told of it is true.
+    """
+    logits = model.forward(source.params, x, arch=source.arch, table=routes.fused(source.arch))
     if not logits.isfinite().all():
         raise FloatingPointError(
             "the network's outputs are not finite, so they say nothing: it diverged in training, or its file is damaged"
@@ -110,7 +113,7 @@ def _likeliest(source: Model, image: UInt8[Tensor, "3 side side"]) -> list[tuple
     names = source.classes or tuple(f"class {i}" for i in range(source.arch.num_classes))
     x = preprocess.middle(image, source.arch, source.moments)
     with torch.no_grad():
-        best = finite(model.forward(source.params, x, arch=source.arch)).softmax(-1).topk(min(5, len(names)))
+        best = logits_of(source, x).softmax(-1).topk(min(5, len(names)))
     return [(p, names[index]) for p, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
 

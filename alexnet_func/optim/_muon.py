@@ -20,6 +20,7 @@ from alexnet_func.optim.base import (
     rate_at,
     zeros_like,
 )
+from alexnet_func.precision import rounds_products
 
 
 def muon(
@@ -80,7 +81,7 @@ def orthogonalized(matrix: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
     division by the root of the sum of their squares. What then lies above 0.002 ends between 0.68 and 1.21; smaller
     ones grow about 480-fold. A matrix twice as wide as high, or more, is multiplied twice, and all else is done with
     its Gram matrix: in float32 to 1e-3 of what direct steps give where singular values span five orders of magnitude.
-    Half precision, where the Gram matrix's rounding would grow, takes direct steps.
+    Half precision and TF32, where the Gram matrix's rounding would grow, take direct steps.
 
     Examples:
         >>> af.optim.orthogonalized(torch.diag(torch.tensor([100.0, 1.0]))).diagonal().round(decimals=1)
@@ -90,8 +91,9 @@ def orthogonalized(matrix: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
     x = matrix.T if rows > columns else matrix
     zero = (x == 0).all()  # where a norm has no second derivative
     x = x / x.masked_fill(zero, 1).norm().masked_fill(zero, 0).clamp(min=1e-7)
-    wide = 2 * x.shape[0] <= x.shape[1] and x.dtype.itemsize >= 4
-    x = _newton_schulz_of_gram(x) if wide else _newton_schulz(x)
+    wide = 2 * x.shape[0] <= x.shape[1]
+    rounded = x.dtype.itemsize < 4 or (x.dtype == torch.float32 and rounds_products(x.device))
+    x = _newton_schulz_of_gram(x) if wide and not rounded else _newton_schulz(x)
     return x.T if rows > columns else x
 
 

@@ -1,6 +1,8 @@
 """Optimisers made of optimisers and gradient transforms, named and argued as in optax.
 
-optimizer = averaged(chain(clip_by_global_norm(1.0), sgd(0.1, momentum=0.9)), 0.999)
+    optimizer = averaged(chain(clip_by_global_norm(1.0), add_decayed_weights(5e-4), sgd(0.1, momentum=0.9)), 0.999)
+
+All but `chain`'s last part are transforms.
 """
 
 from collections.abc import Mapping

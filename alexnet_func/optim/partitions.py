@@ -1,7 +1,10 @@
 """Settings that depend on the parameter, as functions of its name.
 
-decay = masked(add_decayed_weights(5e-4), lambda name: name.endswith("weight"))
-optimizer = partition(lambda name: name.split(".")[-1], {"weight": chain(decay, sgd(0.1)), "bias": sgd(0.2)})
+    decay = masked(add_decayed_weights(5e-4), lambda name: name.endswith("weight"))
+    optimizer = partition(lambda name: name.split(".")[-1], {"weight": chain(decay, sgd(0.1)), "bias": sgd(0.2)})
+
+`masked` leaves a transform out where the function is False, `partition` gives each parameter the optimiser of its
+label.
 """
 
 from collections.abc import Callable, Mapping

@@ -178,7 +178,7 @@ def test_runs_that_would_clobber_or_mix_are_refused(tmp_path, capsys):
     assert cli.main([*SHORT, *out, "--resume"]) == 0  # without a checkpoint: afresh
     for options, message in (
         ([], "holds a checkpoint: add --resume to go on with it, or choose another --out"),
-        (["--resume", "--lr", "0.5"], "was trained otherwise: lr 0.02 -> 0.5"),
+        (["--resume", "--lr", "0.5"], "was trained otherwise: lr 0.05 -> 0.5"),
         (["--resume", "--seed", "3"], "was trained otherwise: seed 0 -> 3"),
     ):
         assert cli.main([*SHORT, *out, *options]) == 1
@@ -346,7 +346,7 @@ def test_eval_and_predict_name_what_is_wrong(tmp_path, folder, capsys):
         (["--arch", "alexnet"], "the train images are 32x32, and the network needs 256x256"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--limit", "-3"], "--limit must be at least 1, got -3"),
-        (["--limit", "8"], "--batch-size 32 is larger than the 8 training images"),
+        (["--limit", "8"], "--batch-size 64 is larger than the 8 training images"),
         (["--seed", "-1"], "seed must lie in [0, 2^32), got -1"),
         (["--lr", "-0.1"], "--lr must be at least 0, got -0.1"),
         (["--lr", "1e30", "--limit", "64"], "in epoch 1: try a smaller --lr than 1e+30"),

@@ -38,7 +38,7 @@ def short(tmp_path):
 
 
 def recipe(**changes):
-    given = {"epochs": 2, "batch_size": 16, "lr": 0.1, "augmentation": "shift", **changes}
+    given = {"epochs": 2, "batch_size": 16, "optimizer": "sgd", "lr": 0.1, "augmentation": "shift", **changes}
     return recipes.choose("digits", **given)
 
 
@@ -250,7 +250,7 @@ def setting(chosen, plan=None, secret=None):
 
 
 def test_views_of_a_plain_step_are_the_mean_over_them(key):
-    chosen = recipe(views=3, optimizer="sgd", schedule="constant", momentum=0.0, weight_decay=0.0)
+    chosen = recipe(views=3, schedule="constant", momentum=0.0, weight_decay=0.0)
     prepare = preprocess.preparation("shift", 32, private.MOMENTS)
     optimizer, step = steps.made(setting(chosen), 4, prepare)
     state = train.create_state(model.init(key, SMALL), optimizer, key=key)

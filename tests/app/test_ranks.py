@@ -22,7 +22,7 @@ from tests.app.test_private import SMALL
 from tests.app.test_stopping import left_of
 
 # At a rate at which rounding does not grow tenfold with every few steps.
-ARGUMENTS = ["train", "--limit", "64", "--batch-size", "16", "--lr", "1e-3", "--device", "cpu"]
+ARGUMENTS = ["train", "--limit", "64", "--batch-size", "16", "--optimizer", "sgd", "--lr", "1e-3", "--device", "cpu"]
 
 
 def on_ranks(ranks, *arguments, program=("-m", "alexnet_func"), **options):

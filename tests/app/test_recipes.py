@@ -1,6 +1,7 @@
 """What recipes say is what is trained: which parameters by which optimiser, and on which loss."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,6 +28,25 @@ def test_muon_trains_all_weights_but_the_last(network):
 def test_the_recipes_train_one_network_for_longer_and_longer():
     assert recipes.BY_NAME["fast"].epochs < recipes.by_data("cifar10").epochs < recipes.BY_NAME["best"].epochs
     assert {r.arch for r in (recipes.FAST, recipes.CIFAR, recipes.BEST)} == {"alexnet_small"}
+
+
+def chosen(*words):
+    return vars(cli._parsed(["train", *words]).recipe)
+
+
+def test_another_optimiser_comes_with_what_suits_it():
+    digits = recipes.choose("digits")
+    assert chosen() == vars(digits)
+    by_sgd = replace(digits, optimizer="sgd", lr=0.02, momentum=0.9, weight_decay=5e-4, schedule="cosine")
+    assert chosen("--optimizer=sgd", "--lr", "0.5") == vars(replace(by_sgd, lr=0.5))
+    assert chosen("--parallel", "hybrid") == vars(by_sgd)
+    private = recipes.choose("cifar10", dp_epsilon=3.0)
+    assert (private.optimizer, private.label_smoothing) == ("sgd", 0.0)
+    assert chosen("--data", "cifar10", "--dp-epsilon", "3") == vars(private)
+    by_adamw = recipes.choose("cifar10", optimizer="adamw")
+    assert (by_adamw.lr, by_adamw.label_smoothing) == (1e-3, 0.2)
+    assert chosen("--data", "cifar10", "--optimizer", "adamw") == vars(by_adamw)
+    assert chosen("--recipe", "fast", "--optimizer", "sgd") == vars(replace(recipes.FAST, optimizer="sgd"))
 
 
 def test_bfloat16_comes_to_about_the_same_loss(tmp_path):

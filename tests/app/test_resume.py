@@ -36,7 +36,7 @@ def test_a_finite_checkpoint_is_never_replaced_by_one_that_is_not(tmp_path, monk
     monkeypatch.setattr(loop, "run_epoch", diverging)
     capsys.readouterr()
     assert cli.main([*SHORT, *out, "--epochs", "2", "--resume"]) == 1
-    assert "the loss is nan in epoch 2: try a smaller --lr than 0.02" in capsys.readouterr().err
+    assert "the loss is nan in epoch 2: try a smaller --lr than 0.05" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.safetensors")} == before
 
 
@@ -85,8 +85,8 @@ def test_other_settings_are_told_briefly(tmp_path, photographs, capsys):
     capsys.readouterr()
     assert cli.main(["train", "--data", "digits", "--device", "cpu", *out, "--resume"]) == 1
     error = capsys.readouterr().err
-    assert "arch alexnet_cifar of 2 classes -> alexnet_cifar of 10 classes" in error
-    assert "batch_size 16 -> 32" in error
+    assert "arch alexnet_cifar of 2 classes -> alexnet_small of 10 classes" in error
+    assert "batch_size 16 -> 64" in error
     assert len(error) < 600
 
 
