@@ -81,6 +81,8 @@ def _answer(name: str, options: argparse.Namespace) -> int:
         header += f"; freed memory {'kept' if kept else 'returned to the system'}"
     if name in ("forward", "train_step", "layers"):
         header += "; " + ceilings.describe(ceilings.measure(options.device))
+    if name == "layers":
+        header += "; in bfloat16 " + ceilings.describe(ceilings.measure(options.device, "bf16"))
     print(header)
     rows = []
     with precision.tf32(False):  # but for cases that say so: checks of float32 would fail

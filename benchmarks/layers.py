@@ -99,6 +99,9 @@ def _whole(case: Case, given: Setting, quick: bool) -> list[Row]:
         return lambda: list(gradient(given.params).values())
 
     rivals = {name: gradients(*how) for name, how in ROUTES.items()}
+    if not quick:
+        options = af.train.compile_options()
+        rivals |= {f"{name}, compiled": torch.compile(call, options=options) for name, call in list(rivals.items())}
     _assert_close(rivals)
     title = f"{case.title}: loss and gradients of all layers"
     return _timed(title, case, rivals, case.n * ceilings.step_operations(given.arch) // 2, quick)
@@ -117,7 +120,7 @@ def _timed(title: str, case: Case, rivals: Mapping[str, Callable[[], Any]], prod
     measured = timing.interleaved(rivals, repeats=1 if quick else 7, warmups=1, device=case.device)
     rows = []
     for name, taken in measured.items():
-        rates = ceilings.measure(case.device, ROUTES[name][0])
+        rates = ceilings.measure(case.device, ROUTES[name.removesuffix(", compiled")][0])
         least = products / max(rates.convolution, rates.matmul)
         rows.append(Row(title, name, taken, measured["float32"], None, least))
     return rows
