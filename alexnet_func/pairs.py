@@ -99,7 +99,7 @@ def project(
     """Multiplies every example's gradient by a random matrix [P, dim] that `key` stands for and that is never stored.
 
     Returns [N, dim]. Products of gradients are kept on average over keys, with a standard deviation of at most
-    `sqrt(8 / dim) |g| |g'|`, for most `sqrt(2 / dim)`: see `sketches`. By layer: a linear layer's gradients are not
+    `sqrt(8 / dim) |g| |g'|`, for most `sqrt(2 / dim)`. By layer: a linear layer's gradients are not
     formed. `dropout_key` is what `key` is elsewhere. Raises ValueError for a `dim` below 1.
 
     Examples:

@@ -10,7 +10,7 @@ g_n is the gradient of example n's own loss, without the 1/N of a mean.
 - `loss_fn(params, (x_n, y_n), key=None) -> scalar` is given: any pure loss of one unbatched example, for example of a
   module lifted by `interop.from_module`. The batch may then be any pytree of tensors with a leading axis N.
 - `key`: dropout as in `forward`: example n has the key `split(key, N)[n]`, or row n of a key [N, 2].
-- `method`: "layerwise" for an arch: one forward and one backward pass and algebra by layer (see `captures`), which
+- `method`: "layerwise" for an arch: one forward and one backward pass and algebra by layer, which
   never forms all gradients of a linear layer unless asked for `grads`. "vmap": `vmap(grad(loss_fn))`, which forms them
   all; a `loss_fn` implies it. "auto": the measured faster one that serves. They agree to rounding.
 - `chunk_size`: so many examples at a time, for less memory; the results are those of the whole batch to rounding.

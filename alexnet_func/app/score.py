@@ -60,7 +60,7 @@ def with_labels_of(source: Model, dataset: Dataset, data: str) -> Dataset:
     if len(found) != source.arch.num_classes or known not in (None, found):
         raise ValueError(
             f"the network knows {source.arch.num_classes} classes ({_some(known)}), {data} has {len(found)} "
-            f"({_some(found)})"
+            f"({_some(found)}): --data names its own"
         )
     return dataset
 
