@@ -101,7 +101,10 @@ def _whole(case: Case, given: Setting, quick: bool) -> list[Row]:
     rivals = {name: gradients(*how) for name, how in ROUTES.items()}
     if not quick:
         options = af.train.compile_options()
-        rivals |= {f"{name}, compiled": torch.compile(call, options=options) for name, call in list(rivals.items())}
+        rivals |= {
+            f"{name}, compiled": torch.compile(call, options=options, dynamic=False)
+            for name, call in list(rivals.items())
+        }
     _assert_close(rivals)
     title = f"{case.title}: loss and gradients of all layers"
     return _timed(title, case, rivals, case.n * ceilings.step_operations(given.arch) // 2, quick)
