@@ -72,14 +72,14 @@ def _gradients(
     precision: af.train.Precision,
     route: Route,
 ) -> Callable[[], list[Tensor]]:
-    """Gradients of the mean output by the operands and, but for the network's first layer, by the input."""
+    """Gradients of the outputs' sum by the operands and, but for the network's first layer, by the input."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     table = route(arch)
     # A network hands maps on as its route lays them; images come as they are.
-    given = x.to(dtype)
+    given = x.to(dtype, copy=True)
     if not first and x.dim() == 4 and table is not af.model.PLAIN:
         given = given.contiguous(memory_format=torch.channels_last)
-    leaves = [t.to(dtype).requires_grad_() for t in operands]
+    leaves = [t.to(dtype, copy=True).requires_grad_() for t in operands]
     given.requires_grad_(not first)
 
     def call() -> list[Tensor]:
