@@ -37,6 +37,8 @@ def test_flags_are_set_inside_and_restored_after_an_error(allowed):
             assert torch.backends.cuda.matmul.allow_tf32 is allowed
             assert torch.backends.cudnn.allow_tf32 is allowed
             assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+            assert precision.rounds_products(torch.device("cuda")) is allowed
+            assert not precision.rounds_products(torch.device("cpu"))
             raise KeyError
 
     with pytest.raises(KeyError):

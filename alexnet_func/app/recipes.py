@@ -67,8 +67,8 @@ class Recipe:
     groups: tyro.conf.Suppress[tuple[Group, ...]] = ()
     noise_share: tyro.conf.Suppress[float | None] = None
     optimizer: OptimizerName = "sgd"
-    """SGD with momentum, or AdamW, which wants a much smaller rate and a larger decay; muon: orthogonalised momentum
-    for all weights but the last layer's, AdamW at a twentieth of the rate for those and the biases."""
+    """SGD with momentum, or AdamW, or muon: orthogonalised momentum for all weights but the last layer's, AdamW at a
+    twentieth of the rate for those and the biases. Each comes with a rate, momentum and decay of its own."""
     label_smoothing: Annotated[float, tyro.conf.arg(metavar="F")] = 0.0
     """Share of each label that is spread evenly over all classes."""
     views: Annotated[int | None, tyro.conf.arg(metavar="N")] = None

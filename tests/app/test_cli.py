@@ -39,9 +39,8 @@ def test_a_short_run_reports_every_epoch_and_ends_with_the_test_accuracy(capsys)
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(capsys):
     def run(seed):
-        cli.main(
-            ["train", "--limit", "32", "--batch-size", "32", "--epochs", "1", "--seed", str(seed), "--device", "cpu"]
-        )
+        words = ["--limit", "32", "--batch-size", "32", "--epochs", "1", "--device", "cpu"]
+        cli.main(["train", *words, "--seed", str(seed)])
         return re.search(r"train loss (\S+)  test loss (\S+)", capsys.readouterr().out).groups()
 
     first = run(0)
@@ -476,20 +475,8 @@ def test_real_photographs_are_trained_on_evaluated_and_named(tmp_path, capsys, n
 
 @pytest.mark.slow
 def test_twenty_kills_at_any_moment_change_nothing(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "alexnet_func",
-        "train",
-        "--limit",
-        "320",
-        "--batch-size",
-        "32",
-        "--epochs",
-        "80",
-        "--device",
-        "cpu",
-    ]
+    words = ["--limit", "320", "--batch-size", "32", "--epochs", "80", "--device", "cpu"]
+    command = [sys.executable, "-m", "alexnet_func", "train", *words]
     started = time.perf_counter()
     subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True)
     seconds = time.perf_counter() - started

@@ -147,6 +147,17 @@ def test_orthogonalized_in_float32_of_singular_values_far_apart(rows, columns, l
     assert np.linalg.norm(found, 2) < 1.21
 
 
+def test_where_products_are_rounded_wide_matrices_take_direct_steps(monkeypatch):
+    matrix = torch.randn(64, 300, generator=torch.Generator().manual_seed(0))
+    x = matrix / matrix.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    assert not torch.equal(optim.orthogonalized(matrix), x)
+    monkeypatch.setattr("alexnet_func.optim._muon.rounds_products", lambda device: True)
+    assert torch.equal(optim.orthogonalized(matrix), x)
+
+
 def test_orthogonalized_keeps_zero_and_rank():
     assert not optim.orthogonalized(torch.zeros(3, 5)).any()
     assert not optim.orthogonalized(torch.zeros(3, 50)).any()
