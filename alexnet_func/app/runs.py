@@ -153,9 +153,14 @@ def _check_same(out: Path, before: Mapping[str, Any], config: Mapping[str, Any])
         names -= {"contents", "mean", "std", "mean_image"}
         pairs = zip(("training", "test"), before.get("contents") or "--", config["contents"], strict=False)
         told += [f"other {split} images" for split, one, other in pairs if one != other]
-    told += [f"{name} {_brief(name, before.get(name))} -> {_brief(name, config.get(name))}" for name in sorted(names)]
+    told += [_change(name, before.get(name), config.get(name)) for name in sorted(names)]
     if told:
         raise ValueError(f"{out} was trained otherwise: {', '.join(told)}")
+
+
+def _change(name: str, one: Any, other: Any) -> str:
+    old, new = _brief(name, one), _brief(name, other)
+    return f"{name} {old} -> {'another of that name' if new == old else new}"
 
 
 def _brief(name: str, value: Any) -> str:

@@ -109,7 +109,8 @@ def initial_params(run: Run, key: Tensor, network: arch.Arch, show: Show) -> mod
     source = models.load_model(run.init, key.device)
     show.lines([source.note] if source.note else [])
     if source.arch.replace(num_classes=network.num_classes) != network:
-        raise ValueError(f"--init {run.init} holds {source.arch.name}, and --arch is {network.name}")
+        held = f"another {network.name}" if source.arch.name == network.name else source.arch.name
+        raise ValueError(f"--init {run.init} holds {held}, and --arch is {network.name}")
     differing = [name for name, p in drawn.items() if source.params[name].shape != p.shape]
     if differing:
         show.line(f"drawn anew, as the classes differ: {', '.join(differing)}")

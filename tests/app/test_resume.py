@@ -10,6 +10,7 @@ import torch
 
 from alexnet_func import checkpoint, files
 from alexnet_func.app import cli, loop, runs, setup
+from alexnet_func.arch import ALEXNET_SMALL, Dropout
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 SHORT = ["train", "--limit", "64", "--batch-size", "32", "--device", "cpu"]
@@ -88,6 +89,23 @@ def test_other_settings_are_told_briefly(tmp_path, photographs, capsys):
     assert "arch alexnet_cifar of 2 classes -> alexnet_small of 10 classes" in error
     assert "batch_size 16 -> 64" in error
     assert len(error) < 600
+
+
+@pytest.mark.errors
+def test_another_network_of_the_same_name_is_told_apart(tmp_path, capsys):
+    """As where a release changes one: a checkpoint of the former is neither resumed nor taken for a start."""
+    former = ALEXNET_SMALL.replace(classifier=(Dropout(0.5), *ALEXNET_SMALL.classifier))
+    (tmp_path / "former.json").write_text(former.to_json())
+    out = ["--epochs", "1", "--out", str(tmp_path / "run")]
+    assert cli.main([*SHORT, *out, "--arch", str(tmp_path / "former.json")]) == 0
+    capsys.readouterr()
+    assert cli.main([*SHORT, *out, "--arch", "alexnet_small", "--resume"]) == 1
+    assert "trained otherwise: arch alexnet_small of 10 classes -> another of that name" in capsys.readouterr().err
+    start = ["--init", str(tmp_path / "run"), "--out", str(tmp_path / "next")]
+    assert cli.main([*SHORT, *start, "--arch", "alexnet_small"]) == 1
+    told = f"alexnet: --init {tmp_path / 'run'} holds another alexnet_small, and --arch is alexnet_small\n"
+    assert capsys.readouterr().err == told
+    assert cli.main(["eval", str(tmp_path / "run"), "--device", "cpu"]) == 0
 
 
 def test_a_start_is_known_by_the_checkpoint_not_by_the_spelling_of_init(tmp_path, photographs, monkeypatch):
