@@ -160,7 +160,7 @@ def _check_same(out: Path, before: Mapping[str, Any], config: Mapping[str, Any])
 
 def _change(name: str, one: Any, other: Any) -> str:
     old, new = _brief(name, one), _brief(name, other)
-    return f"{name} {old} -> {'another of that name' if new == old else new}"
+    return f"{name} {old} -> {'another that reads alike' if new == old else new}"
 
 
 def _brief(name: str, value: Any) -> str:

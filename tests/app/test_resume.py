@@ -100,7 +100,7 @@ def test_another_network_of_the_same_name_is_told_apart(tmp_path, capsys):
     assert cli.main([*SHORT, *out, "--arch", str(tmp_path / "former.json")]) == 0
     capsys.readouterr()
     assert cli.main([*SHORT, *out, "--arch", "alexnet_small", "--resume"]) == 1
-    assert "trained otherwise: arch alexnet_small of 10 classes -> another of that name" in capsys.readouterr().err
+    assert "trained otherwise: arch alexnet_small of 10 classes -> another that reads alike" in capsys.readouterr().err
     start = ["--init", str(tmp_path / "run"), "--out", str(tmp_path / "next")]
     assert cli.main([*SHORT, *start, "--arch", "alexnet_small"]) == 1
     told = f"alexnet: --init {tmp_path / 'run'} holds another alexnet_small, and --arch is alexnet_small\n"
