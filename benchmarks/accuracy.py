@@ -91,10 +91,13 @@ def report(name: str, header: str, command: str, results: Sequence[Result]) -> s
     reached = [m for m in _MILESTONES if any(points[m] for points in first.values())]
     lines = [f"# Test accuracy on {name}", "", f"Made by `{command}`.", "", header, ""]
     lines.append("Minutes are of the whole run, and of training alone until the accuracy of a single view was reached.")
+    lines.append(
+        "Views are crops and mirror images; the image and its mirror image where a crop would be the whole image."
+    )
     lines.append("Tera-operations (Top) are those of the products in its steps, two for each multiply-accumulate.")
     private = [("epsilon", "epsilon"), ("proven", "epsilon by audit, at least")]
     told = [(field, heading) for field, heading in private if getattr(results[0], field) is not None]
-    headings = ["seed", "single view", "mean over flips and crops", "minutes", *(f"to {m:.0%}" for m in reached)]
+    headings = ["seed", "single view", "mean over views", "minutes", *(f"to {m:.0%}" for m in reached)]
     headings += [heading for _, heading in told]
     lines += ["", f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
     for r in results:

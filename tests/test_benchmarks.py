@@ -87,8 +87,7 @@ def test_accuracies_have_their_mean_and_standard_deviation():
     text = accuracy.report("d", "about", "command", results)
     assert "epsilon" not in text
     assert (
-        "| seed | single view | mean over flips and crops | minutes | to 80% | to 85% |\n|---|---:|---:|---:|---:|---:|"
-        in text
+        "| seed | single view | mean over views | minutes | to 80% | to 85% |\n|---|---:|---:|---:|---:|---:|" in text
     )
     assert "| 0 | 82.00% | 82.00% | 20.0 | 19.0 (2 Top) |  |" in text
     assert "| 1 | 84.00% | 86.00% | 30.0 | 14.0 (1 Top) | 14.0 (1 Top) |" in text

@@ -44,7 +44,8 @@ def evaluate(
     _table(confusion, dataset.classes, show)
     if test.unreadable:
         show.line(f"{len(test.unreadable)} unreadable left out")
-    show.line(f"loss {result.loss:.4f}  top-1 {result.top1:.2%}  top-5 {result.top5:.2%}")
+    top5 = f"  top-5 {result.top5:.2%}" if source.arch.num_classes > 5 else ""  # else it would be of all classes
+    show.line(f"loss {result.loss:.4f}  top-1 {result.top1:.2%}{top5}")
     return result
 
 

@@ -211,7 +211,9 @@ def test_a_folder_is_trained_evaluated_and_predicted(tmp_path, folder, capsys):
     options = ["--data", str(folder), "--arch", "alexnet_cifar", "--epochs", "3", "--batch-size", "4", "--lr", "0.001"]
     assert cli.main(["train", *options, "--out", run]) == 0
     assert cli.main(["eval", run, "--data", str(folder), "--ten-crop"]) == 0
-    assert "top-1" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "top-1" in shown
+    assert "top-5" not in shown  # of two classes
     assert cli.main(["predict", run, str(folder / "test" / "bright" / "0.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r" +\d+\.\d\d%  (bright|dark)", lines[1])
