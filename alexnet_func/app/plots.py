@@ -22,7 +22,7 @@ def curves(metrics: Path, out: Path) -> None:
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    loss.plot(epochs, [row["train_loss"] for row in rows], label="training, with dropout", color="tab:gray")
+    loss.plot(epochs, [row["train_loss"] for row in rows], label="training steps", color="tab:gray")
     loss.plot(epochs, [row["test_loss"] for row in rows], label="test", color="tab:blue")
     loss.set(xlabel="epoch", ylabel="cross-entropy (nats)", ylim=(0, None))
     loss.legend()
