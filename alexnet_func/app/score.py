@@ -22,7 +22,7 @@ from alexnet_func.data.sources import Reading, Source
 def evaluate(
     source: Model, dataset: Dataset, data: str, *, ten_crop: bool, reading: Reading, show: Show
 ) -> train.Metrics:
-    """Prints accuracy and loss on the test split, by class, and the confusion matrix of up to twenty classes.
+    """Prints loss, top-1, of more than five classes top-5, accuracy by class and the confusion matrix of up to twenty.
 
     With `ten_crop` probabilities are averaged over ten crops: Krizhevsky et al. 2012, section 4.1; over the image and
     its mirror image where a crop is the whole image. Raises ValueError where the data set has other classes than the
@@ -44,7 +44,7 @@ def evaluate(
     _table(confusion, dataset.classes, show)
     if test.unreadable:
         show.line(f"{len(test.unreadable)} unreadable left out")
-    top5 = f"  top-5 {result.top5:.2%}" if source.arch.num_classes > 5 else ""  # else it would be of all classes
+    top5 = f"  top-5 {result.top5:.2%}" if source.arch.num_classes > 5 else ""
     show.line(f"loss {result.loss:.4f}  top-1 {result.top1:.2%}{top5}")
     return result
 

@@ -24,6 +24,7 @@ def test_probabilities_are_averaged_over_the_papers_ten_crops(monkeypatch, capsy
     digits, show = datasets.load("digits"), Show(Console())
     found = score.evaluate(source, digits, "digits", ten_crop=True, reading=reading, show=show)
     assert list(found) == pytest.approx(list(expected), rel=1e-5)
+    assert f"top-1 {found.top1:.2%}  top-5 {found.top5:.2%}" in capsys.readouterr().out
 
 
 def test_a_class_that_all_views_give_no_probability_has_a_finite_loss(monkeypatch):
