@@ -1,20 +1,36 @@
 """`python -m benchmarks.ablation --data cifar10|DIR`: what each ingredient of `--recipe fast` gives, by leaving it out.
 
-Trains a short run of the recipe, then one for each change of it, by `alexnet train` as a user would; options that it
-does not know go to all of them. Writes DIR/<device>/ablation_<data>.md. Differences below a point are within what
-another seed changes.
+Trains a short run of the recipe, then one for each change of it or of its network, by `alexnet train` as a user would;
+options that it does not know go to all of them. Writes DIR/<device>/ablation_<data>.md. How far two seeds of one row
+differ is told there: a difference below it is none.
 """
 
 import argparse
+import math
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from alexnet_func.arch import (
+    ALEXNET_SMALL,
+    LRN,
+    Arch,
+    CenteredHeNormal,
+    Constant,
+    Conv,
+    Dropout,
+    HeNormal,
+    Layer,
+    Linear,
+    MaxPool,
+)
 from benchmarks import accuracy, timing
 
 CHANGES: dict[str, tuple[str, ...]] = {
@@ -29,16 +45,56 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "batches of 500": ("--batch-size", "500"),
     "AdamW": ("--optimizer", "adamw", "--lr", "0.001", "--momentum", "0.9"),
     "SGD": ("--optimizer", "sgd", "--lr", "0.05", "--momentum", "0.9", "--weight-decay", "5e-4"),
+    "an average of the weights over 100 steps": ("--ema", "0.99"),
     "ALEXNET_CIFAR": ("--arch", "alexnet_cifar"),
 }
 
 
+def _network(change: Callable[[Layer], Sequence[Layer]]) -> Arch:
+    """ALEXNET_SMALL with each layer exchanged for others."""
+    features, classifier = (
+        tuple(new for layer in part for new in change(layer))
+        for part in (ALEXNET_SMALL.features, ALEXNET_SMALL.classifier)
+    )
+    return ALEXNET_SMALL.replace(features=features, classifier=classifier)
+
+
+def _not_centred(layer: Layer) -> Sequence[Layer]:
+    drawn = isinstance(layer, Conv | Linear) and layer.weight == CenteredHeNormal()
+    return [replace(layer, weight=HeNormal()) if drawn else layer]  # type: ignore[arg-type]
+
+
+def _with_widths(*widths: int) -> Arch:
+    left = iter(widths)
+    return _network(lambda layer: [replace(layer, out_channels=next(left)) if isinstance(layer, Conv) else layer])
+
+
+_FIRST_5X5 = Conv(64, 5, padding=1, weight=CenteredHeNormal(), bias=Constant(0.0))
+_LRN_2012 = LRN(5, 1e-4, 0.75, 2.0, "sum")  # section 3.3
+
+NETWORKS: dict[str, Arch] = {
+    "weights that are not centred": _network(_not_centred),
+    "a first kernel of 5x5": _network(lambda layer: [_FIRST_5X5 if layer is ALEXNET_SMALL.features[0] else layer]),
+    "overlapping pooling, 3x3 by 2": _network(
+        lambda layer: [MaxPool(3, 2, ceil_mode=True) if isinstance(layer, MaxPool) else layer]
+    ),
+    "response normalisation after pooling": _network(
+        lambda layer: [layer, _LRN_2012] if isinstance(layer, MaxPool) else [layer]
+    ),
+    "dropout of 0.2 before the hidden linear layers": _network(
+        lambda layer: [Dropout(0.2), layer] if isinstance(layer, Linear) and layer.out_features else [layer]
+    ),
+    "the widths of 2012: 96, 256, 384, 384, 256": _with_widths(96, 256, 384, 384, 256),
+    "half the widths": _with_widths(32, 64, 128, 128, 128),
+}
+
+
 class Outcome(NamedTuple):
-    """Of a change: test accuracies in 0..1, one a seed, and minutes of training."""
+    """Of a change: test accuracies in 0..1, one a seed, and the operations of a run's products."""
 
     change: str
     accuracies: tuple[float, ...]
-    minutes: float
+    operations: float
 
 
 def main() -> int:
@@ -46,13 +102,18 @@ def main() -> int:
     parser.add_argument("--data", default="cifar10", help="as for alexnet train")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=1, help="trains with seeds 0 .. N-1")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run directories go")
     parser.add_argument("--out", type=Path, required=True)
     options, training = parser.parse_known_args()
-    outcomes = [_outcome(change, options, training) for change in CHANGES]
+    for name in ("seeds", "jobs"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    outcomes = _outcomes(options, training)
     data = Path(options.data).name
     given = ["--data", data, "--epochs", str(options.epochs), "--seeds", str(options.seeds)]
+    given += ["--jobs", str(options.jobs)] if options.jobs > 1 else []
     command = f"python -m benchmarks.ablation {shlex.join([*given, '--out', str(options.out), *training])}"
     text = report(data, options.epochs, timing.header(options.device), command, outcomes)
     print(text)
@@ -67,26 +128,53 @@ def report(data: str, epochs: int, header: str, command: str, outcomes: Sequence
     lines = [f"# `--recipe fast` on {data} for {epochs} epochs, changed", "", f"Made by `{command}`.", "", header, ""]
     seeds = len(outcomes[0].accuracies)
     lines.append(f"Test accuracy of a single view, {'one seed' if seeds == 1 else f'the mean of {seeds} seeds'}.")
-    lines += ["", "| change | test accuracy | difference | minutes of training |", "|---|---:|---:|---:|"]
+    if seeds > 1:
+        within = math.sqrt(statistics.mean(statistics.variance(outcome.accuracies) for outcome in outcomes))
+        error = within * math.sqrt(2 / seeds)
+        lines.append(f"Over all rows a seed has a standard deviation of {within:.2%}, a difference {error:.2%}.")
+    lines.append(
+        "Tera-operations (Top) are those of the products in the run's steps, two for each multiply-accumulate."
+    )
+    lines += ["", "| change | test accuracy | difference | Top |", "|---|---:|---:|---:|"]
     whole = statistics.mean(outcomes[0].accuracies)
     for outcome in outcomes:
         mean = statistics.mean(outcome.accuracies)
         difference = "" if outcome is outcomes[0] else f"{100 * (mean - whole):+.2f}"
-        lines.append(f"| {outcome.change} | {mean:.2%} | {difference} | {outcome.minutes:.1f} |")
+        lines.append(f"| {outcome.change} | {mean:.2%} | {difference} | {outcome.operations / 1e12:.0f} |")
     return "\n".join(lines) + "\n"
 
 
-def _outcome(change: str, options: argparse.Namespace, training: list[str]) -> Outcome:
-    accuracies, minutes = [], []
-    for seed in range(options.seeds):
-        run = options.runs / f"ablation-{list(CHANGES).index(change)}-seed{seed}"
-        shared = ["--data", options.data, "--device", options.device, "--seed", str(seed), "--out", str(run)]
-        how = ["--recipe", "fast", "--epochs", str(options.epochs), *CHANGES[change], *training]
-        accuracy.alexnet("train", *shared, *how)
-        last = accuracy.course(run)[-1]
-        accuracies.append(last.accuracy)
-        minutes.append(last.minutes)
-    return Outcome(change, tuple(accuracies), statistics.mean(minutes))
+def _outcomes(options: argparse.Namespace, training: list[str]) -> list[Outcome]:
+    options.runs.mkdir(parents=True, exist_ok=True)
+    changes = dict(CHANGES)
+    for number, (change, network) in enumerate(NETWORKS.items()):
+        path = options.runs / f"ablation-{number}.json"
+        path.write_text(network.to_json())
+        changes[change] = ("--arch", str(path))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        # Seed by seed: what one has compiled, the next finds in the compiler's cache.
+        started = [
+            [
+                pool.submit(_course, number, seed, words, options, training)
+                for number, words in enumerate(changes.values())
+            ]
+            for seed in range(options.seeds)
+        ]
+        courses = [[run.result()[-1] for run in row] for row in zip(*started, strict=True)]
+    return [
+        Outcome(change, tuple(p.accuracy for p in row), row[0].operations)
+        for change, row in zip(changes, courses, strict=True)
+    ]
+
+
+def _course(
+    number: int, seed: int, words: tuple[str, ...], options: argparse.Namespace, training: list[str]
+) -> tuple[accuracy.Point, ...]:
+    run = options.runs / f"ablation-{number}-seed{seed}"
+    shared = ["--data", options.data, "--device", options.device, "--seed", str(seed), "--out", str(run)]
+    how = ["--recipe", "fast", "--epochs", str(options.epochs), *words, *training]
+    accuracy.alexnet("train", *shared, *how)
+    return accuracy.course(run)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__, allow_abbrev=False)
     parser.add_argument("--data", default="cifar10", help="as for alexnet train")
     parser.add_argument("--seeds", type=int, default=3, help="trains with seeds 0 .. N-1")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side: they share minutes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--root", default="data", help="as for alexnet train")
     parser.add_argument("--skip-bad-images", action="store_true", help="as for alexnet train")
@@ -62,13 +64,16 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run directories go")
     parser.add_argument("--out", type=Path, required=True)
     options, training = parser.parse_known_args()
-    if options.seeds < 1:
-        parser.error(f"--seeds must be at least 1, got {options.seeds}")
+    for count in ("seeds", "jobs"):
+        if getattr(options, count) < 1:
+            parser.error(f"--{count} must be at least 1, got {getattr(options, count)}")
     data = Path(options.data).name
     name = options.name or data
     runs = [options.runs / f"{name}-seed{seed}" for seed in range(options.seeds)]
-    results = [_result(seed, run, options, training) for seed, run in enumerate(runs)]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        results = list(pool.map(lambda seed: _result(seed, runs[seed], options, training), range(options.seeds)))
     named = ["--name", name] if options.name else []
+    named += ["--jobs", str(options.jobs)] if options.jobs > 1 else []
     given = ["--data", data, *named, "--seeds", str(options.seeds), "--out", str(options.out), *training]
     command = f"python -m benchmarks.accuracy {shlex.join(given)}"
     precision = json.loads((runs[0] / "config.json").read_text())["precision"]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,11 +97,15 @@ def test_accuracies_have_their_mean_and_standard_deviation():
 
 
 def test_an_ablation_tells_differences_to_the_whole_recipe():
-    outcomes = [ablation.Outcome("the recipe", (0.8, 0.82), 3.0), ablation.Outcome("SGD", (0.7, 0.73), 2.5)]
+    whole, sgd = (0.8, 0.82), (0.7, 0.74)
+    outcomes = [ablation.Outcome("the recipe", whole, 4e12), ablation.Outcome("SGD", sgd, 4e12)]
     text = ablation.report("d", 2, "about", "command", outcomes)
     assert "the mean of 2 seeds" in text
-    assert "| the recipe | 81.00% |  | 3.0 |" in text
-    assert "| SGD | 71.50% | -9.50 | 2.5 |" in text
+    within = ((np.var(whole, ddof=1) + np.var(sgd, ddof=1)) / 2) ** 0.5
+    # A difference is that of two means of two seeds: within * sqrt(1/2 + 1/2).
+    assert f"a standard deviation of {within:.2%}, a difference {within:.2%}." in text
+    assert "| the recipe | 81.00% |  | 4 |" in text
+    assert "| SGD | 72.00% | -9.00 | 4 |" in text
 
 
 @pytest.mark.parametrize("change", ablation.CHANGES)
@@ -108,6 +113,14 @@ def test_every_change_of_the_ablation_is_one_of_the_recipe(change):
     fast = vars(cli._parsed(["train", "--recipe", "fast"]).recipe)
     changed = vars(cli._parsed(["train", "--recipe", "fast", *ablation.CHANGES[change]]).recipe)
     assert (changed == fast) == (change == "the recipe")
+
+
+@pytest.mark.parametrize("change", ablation.NETWORKS)
+def test_every_network_of_the_ablation_is_another_that_takes_the_same_images(change):
+    network = ablation.NETWORKS[change]
+    assert network != af.arch.ALEXNET_SMALL
+    params = af.init(af.random.key(0), network)
+    assert af.forward(params, torch.zeros(2, 3, 32, 32), arch=network).shape == (2, 10)
 
 
 def test_the_course_of_a_run_counts_the_time_of_its_steps(tmp_path):
