@@ -21,7 +21,7 @@ Flag = tyro.conf.FlagCreatePairsOff[bool]
 Path = Annotated[str, tyro.conf.arg(metavar="DIR")]
 Model = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN|FILE|torchvision")]]
 _COMPILE = tyro.conf.create_mutex_group(required=False, title="compilation of the training step")
-_STREAM = tyro.conf.create_mutex_group(required=False, title="image files in memory")
+_STREAM = tyro.conf.create_mutex_group(required=False, title="images in memory")
 
 
 def device_of(name: Device) -> torch.device:
@@ -121,9 +121,9 @@ class Run(Data, Decoding):
     no_compile: Annotated[Flag, _COMPILE] = False
     """Run it eagerly; the default on a CPU."""
     stream: Annotated[Flag, _STREAM] = False
-    """Decode them again for every epoch; the default for what takes more than a quarter of the memory."""
+    """Decode files, or read shards, anew in every epoch; the default for more than a quarter of the memory."""
     no_stream: Annotated[Flag, _STREAM] = False
-    """Decode them once into memory; the default for the rest. A run's result is the same."""
+    """Decode or read them once into memory; the default for the rest. A run's result is the same."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Processes that decode a stream; None: one a processor, and none for up to 1,000 images."""
 

@@ -28,6 +28,7 @@ Fetched = Iterator[tuple[Int[Tensor, "b"], UInt8[Tensor, "b 3 side side"]]]
 
 CACHE = "images-{}.safetensors"  # what a cache directory holds of a split
 _SKIP = "; --skip-bad-images leaves such files out"
+_READ = 1024  # images of shards at a time, into memory
 _FEW = 1000  # files are read sooner than processes that read them have started
 
 
@@ -80,15 +81,18 @@ class Reading(NamedTuple):
 def open_split(split: Split | Files | Shards, side: int, reading: Reading, name: str) -> Source:
     """The images of a split at `side` x `side`, in memory on the device if they fit and are not to be streamed.
 
-    Raises ValueError for images of another size in memory or in shards, and UnreadableError for the first unreadable
-    file of those that are decoded into memory, unless such are skipped; of a stream `fetch` raises it.
+    Raises ValueError for images of another size in memory or in shards, for altered bytes of shards that are read into
+    memory, and UnreadableError for the first unreadable file of those that are decoded into memory, unless such are
+    skipped; of what is streamed `fetch` raises it.
     """
+    labels = split.labels.to(reading.device)
     if isinstance(split, Shards):
         _check_side(split.side, side, name)
-        return Mapped(split, split.labels.to(reading.device))
+        if _streams(len(labels), side, reading):
+            return Mapped(split, labels)
+        return InMemory(_read(split, reading.device), labels, torch.arange(len(labels), device=reading.device))
     if isinstance(split, Files) and _streams(len(split.paths), side, reading):
-        return Streamed(split.paths, split.labels.to(reading.device), side, _workers(split, reading), reading)
-    labels = split.labels.to(reading.device)
+        return Streamed(split.paths, labels, side, _workers(split, reading), reading)
     if isinstance(split, Files):
         decoded = _decoded(split, side, reading, name)
         for reason in decoded.unreadable:
@@ -153,7 +157,10 @@ class Streamed:
 
 @dataclass(frozen=True)
 class Mapped:
-    """A `Source` of shards, read by threads from the page cache. Nothing in them is unreadable: they were prepared."""
+    """A `Source` of shards too large for memory, read by threads from the page cache.
+
+    Nothing in them is unreadable: they were prepared.
+    """
 
     shards: Shards
     labels: Int64[Tensor, "n"]
@@ -169,6 +176,14 @@ class Mapped:
         device = self.labels.device
         for index, pixels in shards.batches(self.shards, orders, pin_memory=device.type == "cuda"):
             yield index.to(device, non_blocking=True), pixels.to(device, non_blocking=True)
+
+
+def _read(split: Shards, device: torch.device) -> UInt8[Tensor, "n 3 side side"]:
+    count = len(split.labels)
+    images = torch.empty(count, 3, split.side, split.side, dtype=torch.uint8, device=device)
+    for index, pixels in shards.batches(split, torch.arange(count).split(_READ)):
+        images[index[0] : index[-1] + 1] = pixels.to(device)
+    return images
 
 
 def check_any(count: int, images: Source, what: str) -> None:

@@ -14,18 +14,19 @@ ORDERS = torch.tensor([3, 0, 5, 1, 1, 2, 4]).split(3)
 def opened(folder, tmp_path):
     files = datasets.load(str(folder)).train
     prepare.prepare(datasets.load(str(folder)), tmp_path / "shards", side=8)
-    mapped = datasets.load(str(tmp_path / "shards")).train
+    prepared = datasets.load(str(tmp_path / "shards")).train
     how = sources.Reading(CPU, workers=0, stream=False)
     return {
         "memory": sources.open_split(files, 8, how, "train"),
         "stream": sources.open_split(files, 8, how._replace(stream=True), "train"),
-        "shards": sources.open_split(mapped, 8, how, "train"),
+        "shards in memory": sources.open_split(prepared, 8, how, "train"),
+        "shards": sources.open_split(prepared, 8, how._replace(stream=True), "train"),
     }
 
 
 def test_every_source_gives_the_same(opened):
     kinds = {name: type(source).__name__ for name, source in opened.items()}
-    assert kinds == {"memory": "InMemory", "stream": "Streamed", "shards": "Mapped"}
+    assert kinds == {"memory": "InMemory", "stream": "Streamed", "shards in memory": "InMemory", "shards": "Mapped"}
     expected = [images for _, images in opened["memory"].fetch(ORDERS)]
     for source in opened.values():
         assert isinstance(source, sources.Source)
@@ -34,6 +35,29 @@ def test_every_source_gives_the_same(opened):
         assert all(torch.equal(index, order) for (index, _), order in zip(fetched, ORDERS, strict=True))
         assert all(torch.equal(images, e) for (_, images), e in zip(fetched, expected, strict=True))
         assert torch.equal(preprocess.sample(source), preprocess.sample(opened["memory"]))
+
+
+def test_shards_that_do_not_fit_are_read_as_they_are_asked_for(folder, tmp_path, monkeypatch):
+    prepare.prepare(datasets.load(str(folder)), tmp_path / "shards", side=8)
+    prepared = datasets.load(str(tmp_path / "shards")).train
+    whole = 6 * 3 * 8**2
+    for memory, kind in ((4 * whole, "InMemory"), (4 * whole - 1, "Mapped")):
+        monkeypatch.setattr(machine, "memory", lambda memory=memory: memory)
+        assert type(sources.open_split(prepared, 8, sources.Reading(CPU), "train")).__name__ == kind
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_altered_image_of_shards_is_told_whichever_way(folder, tmp_path, stream):
+    prepare.prepare(datasets.load(str(folder)), tmp_path / "shards", side=8)
+    prepared = datasets.load(str(tmp_path / "shards")).train
+    (file,) = (tmp_path / "shards" / "train").glob("*.safetensors")
+    contents = bytearray(file.read_bytes())
+    at = contents.index(prepared.pixels[0][4].numpy().tobytes())
+    contents[at] ^= 1
+    file.write_bytes(contents)
+    altered = datasets.load(str(tmp_path / "shards")).train
+    with pytest.raises(ValueError, match="was altered: image 4 does not have its CRC-32"):
+        list(sources.open_split(altered, 8, sources.Reading(CPU, stream=stream), "train").fetch(ORDERS))
 
 
 def test_a_source_is_frozen(opened):
