@@ -32,7 +32,8 @@ _COLUMNS = ("", "median ms", "best", "worst", "ratio", "of ceiling", "peak MiB")
 def _cells(row: Row) -> list[str]:
     times = ["", "", "", ""]
     if row.seconds is not None and row.base is not None:
-        times = [f"{second * 1e3:,.1f}" for second in row.seconds]
+        digits = 1 if row.seconds.median >= 0.01 else 2  # a step on a GPU takes few milliseconds
+        times = [f"{second * 1e3:,.{digits}f}" for second in row.seconds]
         times.append(f"{row.seconds.median / row.base.median:.2f}")
     share = f"{row.ceiling / row.seconds.median:.2f}" if row.seconds and row.ceiling else ""
     return [*times, share, "" if row.mebibytes is None else f"{row.mebibytes:,.0f}"]

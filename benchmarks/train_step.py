@@ -14,8 +14,10 @@ from benchmarks.timing import Row
 
 RATE = 0.01
 CPU = tuple(Case("alexnet", n) for n in (1, 32, 128))
-CUDA = tuple(
-    Case("alexnet", n, "cuda", precision) for precision in ("bf16", "tf32", "float32") for n in (128, 512, 1024, 2048)
+CUDA = (
+    *(Case("alexnet", n, "cuda", "bf16") for n in (128, 1024)),
+    *(Case("alexnet", 128, "cuda", precision) for precision in ("float32", "tf32")),
+    Case("alexnet", 512, "cuda", "bf16"),
 )
 
 
@@ -36,7 +38,7 @@ def _measured(case: Case, given: Setting, quick: bool) -> list[Row]:
         rivals["JAX, jitted, donated"] = by_jax.step(case, given, RATE)
     except ImportError as error:
         print(f"without JAX ({error}): pip install -e '.[peers]'")
-    assert_equal(rivals, {"float32": 0.02, "tf32": 0.1, "bf16": 0.5}[case.precision])
+    assert_equal(rivals, case.precision)
     rates = ceilings.measure(case.device, case.precision)
     measured = timing.interleaved(rivals, repeats=1 if quick else 9, warmups=1, device=case.device)
     least = ceilings.step_seconds(given.arch, case.n, rates)
@@ -108,11 +110,16 @@ def call(name: str, case: Case) -> Callable[[], Any]:
     return RIVALS[name](case, setting(case))
 
 
-def assert_equal(rivals: Mapping[str, Callable[[], Any]], tolerance: float) -> None:
-    """The losses of three steps, to within `tolerance` of their fall: the later ones follow from the updates."""
+def assert_equal(rivals: Mapping[str, Callable[[], Any]], precision: af.train.Precision) -> None:
+    """The losses of three steps, to within a share of their fall: the later ones follow from the updates.
+
+    In bfloat16 a fall of steps so small is less than what its rounding makes of a loss: 2^-11 of that is allowed too.
+    """
     losses = {name: [float(rival()) for _ in range(3)] for name, rival in rivals.items()}
     expected = losses["torchvision, eager, fused SGD"]
     fall = expected[0] - expected[2]
+    allowed = {"float32": 0.02, "tf32": 0.1, "bf16": 0.5}[precision] * fall
+    allowed += expected[0] * 2**-11 if precision == "bf16" else 0
     for name, found in losses.items():
         for ours, theirs in zip(found, expected, strict=True):
-            assert abs(ours - theirs) < tolerance * fall, f"{name}: losses {found}, expected {expected}"
+            assert abs(ours - theirs) < allowed, f"{name}: losses {found}, expected {expected}"

@@ -3,6 +3,7 @@
 import argparse
 import fnmatch
 import math
+import os
 import shlex
 import sys
 import time
@@ -49,6 +50,7 @@ def main() -> int:
         print("--device cuda: torch sees no CUDA device", file=sys.stderr)
         return 1
 
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the oracle; on a GPU its uniforms round otherwise
     # torch's own, from inside jvp.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     about = {"command": shlex.join(["python", "-m", "parity", *sys.argv[1:]]), **report.header(options.device)}

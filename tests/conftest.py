@@ -1,4 +1,5 @@
 import functools
+import os
 import shutil
 import signal
 
@@ -25,6 +26,8 @@ from alexnet_func.arch import (
     WithinChannelLRN,
     ZeroPad,
 )
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the JAX whose bits are promised; on a GPU its uniforms round otherwise
 
 ARCHS = [af.arch.get(name) for name in ("alexnet", "alexnet_2012", "caffenet", "alexnet_cifar", "alexnet_small")]
 
