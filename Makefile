@@ -5,9 +5,10 @@ PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 SHOW_VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 VERSION := $(shell $(PYTHON) $(SHOW_VERSION))
 STAMP := $(VENV)/installed-$(VERSION)
-# Two tests at a time, one thread each: most tensors here are too small for two threads.
+# Two files of tests at a time, one thread each: most tensors here are too small for two threads, and what a file's
+# tests share, compiled steps and oracles, is made once.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help setup train test lint parity bench gpu docs notebook
 

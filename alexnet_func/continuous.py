@@ -18,7 +18,7 @@ def uniform(
     minval: float | int | Real[Tensor, "*#shape"] = 0.0,
     maxval: float | int | Real[Tensor, "*#shape"] = 1.0,
 ) -> Float32[Tensor, "*shape"]:
-    """Draws uniform numbers on [minval, maxval), and minval where maxval is no larger: equal to JAX's bit for bit.
+    """Draws uniform numbers on [minval, maxval), and minval where maxval is no larger: the bits of JAX on a CPU.
 
     On [0, 1) these are the upper 23 bits of `bits`, in steps of 2^-23. Elsewhere u * (maxval - minval) + minval is
     rounded once, as XLA contracts it to a fused multiply-add on a CPU, under `jax.jit` or not (`jax.disable_jit` rounds
@@ -45,9 +45,8 @@ def uniform(
 def normal(key: Key, shape: Shape = ()) -> Float32[Tensor, "*shape"]:
     """Draws standard normals, `sqrt(2) erfinv(u)` with u uniform on (-1, 1); at most 5.42 in size.
 
-    Within 2 ulp of the float64 value at JAX's uniforms on a CPU, and within 5 on CUDA (3.1 seen on an H200), whose
-    float32 inverse error function rounds more. JAX's own normals differ by up to 3e-5 (5e-5 at the two ends), the
-    error of its function.
+    On a CPU within 2 ulp of the float64 value at JAX's uniforms; on CUDA 3.1 ulp were seen, of which its inverse error
+    function is the cause. JAX's own normals differ by up to 3e-5 (5e-5 at the two ends), the error of that of JAX.
 
     Examples:
         >>> af.random.normal(key, (3,))

@@ -84,15 +84,16 @@ def _answer(name: str, options: argparse.Namespace) -> int:
     if name == "layers":
         header += "; in bfloat16 " + ceilings.describe(ceilings.measure(options.device, "bf16"))
     print(header)
-    command, rows = " ".join(_command("python", name, options)), []
+    rows = []
     with precision.tf32(False):  # but for cases that say so: checks of float32 would fail
         for part in QUESTIONS[name](options.quick, options.device):
             print(report.table(part), flush=True)
             rows += part
-            if options.out is not None:  # after each part: a run that is stopped leaves those it had
-                report.write(options.out / options.device, name, header, command, rows)
     if options.compare is not None:
         print(report.compared(rows, options.compare))
+    if options.out is not None:
+        command = " ".join(_command("python", name, options))
+        report.write(options.out / options.device, name, header, command, rows)
     return 0
 
 

@@ -1,8 +1,8 @@
 """`python -m benchmarks.ablation --data cifar10|DIR`: what each ingredient of `--recipe fast` gives, by leaving it out.
 
 Trains a short run of the recipe, then one for each change of it or of its network, by `alexnet train` as a user would;
-options that it does not know go to all of them. Writes DIR/<device>/ablation_<data>.md. How far two seeds of one row
-differ is told there: a difference below it is none.
+options that it does not know go to all of them. Writes DIR/<device>/ablation_<data>.md, of several seeds with the
+standard error of a difference.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -102,7 +101,7 @@ def main() -> int:
     parser.add_argument("--data", default="cifar10", help="as for alexnet train")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=1, help="trains with seeds 0 .. N-1")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, after the first")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run directories go")
     parser.add_argument("--out", type=Path, required=True)
@@ -131,7 +130,10 @@ def report(data: str, epochs: int, header: str, command: str, outcomes: Sequence
     if seeds > 1:
         within = math.sqrt(statistics.mean(statistics.variance(outcome.accuracies) for outcome in outcomes))
         error = within * math.sqrt(2 / seeds)
-        lines.append(f"Over all rows a seed has a standard deviation of {within:.2%}, a difference {error:.2%}.")
+        lines.append(
+            f"Standard deviation between seeds, pooled over rows: {100 * within:.2f} points; "
+            f"standard error of a difference: {100 * error:.2f} points."
+        )
     lines.append(
         "Tera-operations (Top) are those of the products in the run's steps, two for each multiply-accumulate."
     )
@@ -147,34 +149,28 @@ def report(data: str, epochs: int, header: str, command: str, outcomes: Sequence
 def _outcomes(options: argparse.Namespace, training: list[str]) -> list[Outcome]:
     options.runs.mkdir(parents=True, exist_ok=True)
     changes = dict(CHANGES)
-    for number, (change, network) in enumerate(NETWORKS.items()):
+    for number, (change, network) in enumerate(NETWORKS.items(), len(CHANGES)):
         path = options.runs / f"ablation-{number}.json"
         path.write_text(network.to_json())
         changes[change] = ("--arch", str(path))
-    with ThreadPoolExecutor(options.jobs) as pool:
-        # Seed by seed: what one has compiled, the next finds in the compiler's cache.
-        started = [
-            [
-                pool.submit(_course, number, seed, words, options, training)
-                for number, words in enumerate(changes.values())
-            ]
-            for seed in range(options.seeds)
-        ]
-        courses = [[run.result()[-1] for run in row] for row in zip(*started, strict=True)]
+    # Seed by seed: what one has compiled, the next finds in the compiler's cache.
+    runs = [(n, words, seed) for seed in range(options.seeds) for n, words in enumerate(changes.values())]
+    points = accuracy.side_by_side(lambda run: _end(*run, options, training), runs, options.jobs)
+    rows = [points[number :: len(changes)] for number in range(len(changes))]
     return [
-        Outcome(change, tuple(p.accuracy for p in row), row[0].operations)
-        for change, row in zip(changes, courses, strict=True)
+        Outcome(change, tuple(point.accuracy for point in row), row[0].operations)
+        for change, row in zip(changes, rows, strict=True)
     ]
 
 
-def _course(
-    number: int, seed: int, words: tuple[str, ...], options: argparse.Namespace, training: list[str]
-) -> tuple[accuracy.Point, ...]:
+def _end(
+    number: int, words: tuple[str, ...], seed: int, options: argparse.Namespace, training: list[str]
+) -> accuracy.Point:
+    """Where a change's run of a seed ends."""
     run = options.runs / f"ablation-{number}-seed{seed}"
     shared = ["--data", options.data, "--device", options.device, "--seed", str(seed), "--out", str(run)]
-    how = ["--recipe", "fast", "--epochs", str(options.epochs), *words, *training]
-    accuracy.alexnet("train", *shared, *how)
-    return accuracy.course(run)
+    accuracy.alexnet("train", *shared, "--recipe", "fast", "--epochs", str(options.epochs), *words, *training)
+    return accuracy.course(run)[-1]
 
 
 if __name__ == "__main__":

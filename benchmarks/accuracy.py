@@ -16,16 +16,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from alexnet_func.arch import Arch
 from benchmarks import ceilings, timing
 
+T = TypeVar("T")
+R = TypeVar("R")
 _MILESTONES = (0.80, 0.85, 0.88, 0.90, 0.99)
 
 
@@ -56,7 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__, allow_abbrev=False)
     parser.add_argument("--data", default="cifar10", help="as for alexnet train")
     parser.add_argument("--seeds", type=int, default=3, help="trains with seeds 0 .. N-1")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side: they share minutes")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, after the first: they share the minutes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--root", default="data", help="as for alexnet train")
     parser.add_argument("--skip-bad-images", action="store_true", help="as for alexnet train")
@@ -70,15 +72,18 @@ def main() -> int:
     data = Path(options.data).name
     name = options.name or data
     runs = [options.runs / f"{name}-seed{seed}" for seed in range(options.seeds)]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(lambda seed: _result(seed, runs[seed], options, training), range(options.seeds)))
+    results = side_by_side(
+        lambda seed: _result(seed, runs[seed], options, training), range(options.seeds), options.jobs
+    )
     named = ["--name", name] if options.name else []
     named += ["--jobs", str(options.jobs)] if options.jobs > 1 else []
     given = ["--data", data, *named, "--seeds", str(options.seeds), "--out", str(options.out), *training]
     command = f"python -m benchmarks.accuracy {shlex.join(given)}"
     precision = json.loads((runs[0] / "config.json").read_text())["precision"]
     rates = ceilings.describe(ceilings.measure(options.device, precision))
-    text = report(data, f"{timing.header(options.device)}; in {precision} {rates}", command, results)
+    header = f"{timing.header(options.device)}; in {precision} {rates}"
+    header += f"; {options.jobs} runs at a time, which share the minutes" if options.jobs > 1 else ""
+    text = report(data, header, command, results)
     print(text)
     folder = options.out / options.device
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,6 +93,16 @@ def main() -> int:
     for picture in ("curves", "filters"):
         shutil.copyfile(runs[0] / f"{picture}.png", folder / f"{picture}_{name}.png")
     return 0
+
+
+def side_by_side(run: Callable[[T], R], given: Sequence[T], jobs: int) -> list[R]:
+    """`run` of each, `jobs` at a time, after the first: what that downloads or compiles, the others find.
+
+    One that raises ends the list: what has not begun does not begin.
+    """
+    first = run(given[0])
+    with ThreadPoolExecutor(jobs) as pool:
+        return [first, *pool.map(run, given[1:])]
 
 
 def report(name: str, header: str, command: str, results: Sequence[Result]) -> str:

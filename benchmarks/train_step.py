@@ -113,7 +113,8 @@ def call(name: str, case: Case) -> Callable[[], Any]:
 def assert_equal(rivals: Mapping[str, Callable[[], Any]], precision: af.train.Precision) -> None:
     """The losses of three steps, to within a share of their fall: the later ones follow from the updates.
 
-    In bfloat16 a fall of steps so small is less than what its rounding makes of a loss: 2^-11 of that is allowed too.
+    In bfloat16 the fall of steps so small drowns in rounding: a quarter of its unit roundoff, 2^-9, times the loss is
+    allowed besides.
     """
     losses = {name: [float(rival()) for _ in range(3)] for name, rival in rivals.items()}
     expected = losses["torchvision, eager, fused SGD"]

@@ -18,6 +18,10 @@ from parity.problems import Problem
 RUNS = {"alexnet": 4, "alexnet_2012": 4, "caffenet": 4, "alexnet_cifar": 32, "alexnet_small": 32}
 
 
+# Routes whose convolutions have other shapes than the module's, or are computed on a CPU.
+_ELSEWHERE = ("vmap", "layerwise", "torch.export", "onnxruntime")
+
+
 def solve(problem: Problem, device: str) -> Verdict:
     """Computes both sides under `pinned` flags and judges them."""
     if problem.quantity == "random draws":
@@ -48,11 +52,11 @@ def _by_cudnn(problem: Problem) -> bool:
     """Whether both sides convolve by cuDNN, where they are on CUDA.
 
     In float32 it takes Winograd's transforms for the gradients of some weights, for some shapes and not for others,
-    with a relative error of up to 1e-3. So it does not where the sides differ in device or in shape; where they agree,
-    they have its errors alike, to the bit.
+    with a relative error of up to 1e-3 (results/cuda_convolutions.md). So neither side does where they differ in
+    device, or in the shapes of their convolutions.
     """
-    elsewhere = problem.against in ("cpu module", "module without cudnn") or problem.route == "vmap"
-    return not (problem.dtype == "float32" and elsewhere)
+    apart = problem.against in ("cpu module", "module without cudnn") or problem.route in _ELSEWHERE
+    return not (problem.dtype == "float32" and apart)
 
 
 @contextmanager

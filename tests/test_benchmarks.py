@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,9 +104,50 @@ def test_an_ablation_tells_differences_to_the_whole_recipe():
     assert "the mean of 2 seeds" in text
     within = ((np.var(whole, ddof=1) + np.var(sgd, ddof=1)) / 2) ** 0.5
     # A difference is that of two means of two seeds: within * sqrt(1/2 + 1/2).
-    assert f"a standard deviation of {within:.2%}, a difference {within:.2%}." in text
+    assert f"rows: {100 * within:.2f} points; standard error of a difference: {100 * within:.2f} points." in text
     assert "| the recipe | 81.00% |  | 4 |" in text
     assert "| SGD | 72.00% | -9.00 | 4 |" in text
+
+
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_an_ablation_runs_each_change_once_for_each_seed(tmp_path, monkeypatch, jobs):
+    trained = []
+
+    def told(*words):
+        given = dict(zip(words[1::2], words[2::2], strict=True))
+        trained.append((given["--out"], given.get("--lr", given.get("--arch"))))
+
+    def course(run):
+        number, seed = map(int, re.fullmatch(r"ablation-(\d+)-seed(\d)", run.name).groups())
+        return [accuracy.Point(0.0, 7e12, number / 100 + seed / 1000)]
+
+    monkeypatch.setattr(accuracy, "alexnet", told)
+    monkeypatch.setattr(accuracy, "course", course)
+    options = ["--data", "d", "--device", "cpu", "--seeds", "2", "--jobs", jobs, "--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", ["ablation", *options, "--out", str(tmp_path)])
+    assert ablation.main() == 0
+    changes = [*ablation.CHANGES, *ablation.NETWORKS]
+    assert len(trained) == len(set(trained)) == 2 * len(changes)
+    text = (tmp_path / "cpu" / "ablation_d.md").read_text()
+    for number, change in enumerate(changes):
+        assert f"| {change} | {number + 0.05:.2f}% |" in text
+        if change in ablation.NETWORKS:
+            file = tmp_path / "runs" / f"ablation-{number}.json"
+            assert af.arch.Arch.from_json(file.read_text()) == ablation.NETWORKS[change]
+            assert (str(tmp_path / "runs" / f"ablation-{number}-seed1"), str(file)) in trained
+
+
+def test_a_run_that_fails_ends_those_side_by_side():
+    begun = []
+
+    def run(number):
+        begun.append(number)
+        if number:
+            raise SystemExit("failed")
+
+    with pytest.raises(SystemExit, match="failed"):
+        accuracy.side_by_side(run, range(50), 2)
+    assert len(begun) < 10
 
 
 @pytest.mark.parametrize("change", ablation.CHANGES)

@@ -136,6 +136,20 @@ def test_every_problem_has_a_name_of_its_own_and_flags_are_restored():
     assert torch.backends.cudnn.enabled
 
 
+def test_on_cuda_float32_rows_keep_cudnn_where_both_sides_give_it_the_same():
+    rows = [row for row in problems.problems("cuda") if row.dtype == "float32"]
+    kept = [row for row in rows if compute._by_cudnn(row)]
+    assert {row.route for row in kept} == {"eager", "compiled", "donated", "fused", "functional_call", "tf32"}
+    assert {row.against for row in kept} == {"module"}
+    assert {row.route for row in rows} - {row.route for row in kept} == {
+        "vmap",
+        "layerwise",
+        "torch.export",
+        "onnxruntime",
+    }
+    assert all(compute._by_cudnn(row) for row in problems.problems("cuda") if row.dtype != "float32")
+
+
 def test_the_command_writes_a_report_and_fails_for_a_failure(monkeypatch, capsys, tmp_path):
     run = [sys.executable, "-m", "parity", "--only", "alexnet_cifar float32 8x*module, bitwise", "--out", str(tmp_path)]
     done = subprocess.run(run, capture_output=True, text=True, check=True)

@@ -121,7 +121,7 @@ class Run(Data, Decoding):
     no_compile: Annotated[Flag, _COMPILE] = False
     """Run it eagerly; the default on a CPU."""
     stream: Annotated[Flag, _STREAM] = False
-    """Decode files, or read shards, anew in every epoch; the default for more than a quarter of the memory."""
+    """Decode files, or read shards, anew in every epoch; the default where they take over a quarter of the memory."""
     no_stream: Annotated[Flag, _STREAM] = False
     """Decode or read them once into memory; the default for the rest. A run's result is the same."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None

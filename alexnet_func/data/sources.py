@@ -28,7 +28,7 @@ Fetched = Iterator[tuple[Int[Tensor, "b"], UInt8[Tensor, "b 3 side side"]]]
 
 CACHE = "images-{}.safetensors"  # what a cache directory holds of a split
 _SKIP = "; --skip-bad-images leaves such files out"
-_READ = 1024  # images of shards at a time, into memory
+_READ = 512  # images of shards at a time, into memory
 _FEW = 1000  # files are read sooner than processes that read them have started
 
 
@@ -65,7 +65,7 @@ class Reading(NamedTuple):
 
     `stream` None: what takes more than a quarter of the memory is streamed, by `workers` processes (None: one a
     processor). With a `cache` directory what is decoded into memory is kept there. `track(what, items, total)` may
-    follow those that are decoded, and `tell` is given a line for each image that is left out.
+    follow what is decoded or read into memory, and `tell` is given a line for each image that is left out.
     """
 
     device: torch.device
@@ -87,10 +87,10 @@ def open_split(split: Split | Files | Shards, side: int, reading: Reading, name:
     """
     labels = split.labels.to(reading.device)
     if isinstance(split, Shards):
-        _check_side(split.side, side, name)
+        _check_side(split.side, side, name, f": prepare them again with --side {side}")
         if _streams(len(labels), side, reading):
             return Mapped(split, labels)
-        return InMemory(_read(split, reading.device), labels, torch.arange(len(labels), device=reading.device))
+        return InMemory(_read(split, reading, name), labels, torch.arange(len(labels), device=reading.device))
     if isinstance(split, Files) and _streams(len(split.paths), side, reading):
         return Streamed(split.paths, labels, side, _workers(split, reading), reading)
     if isinstance(split, Files):
@@ -157,7 +157,7 @@ class Streamed:
 
 @dataclass(frozen=True)
 class Mapped:
-    """A `Source` of shards too large for memory, read by threads from the page cache.
+    """A `Source` of shards that are not kept in memory, read by threads from the page cache.
 
     Nothing in them is unreadable: they were prepared.
     """
@@ -178,11 +178,12 @@ class Mapped:
             yield index.to(device, non_blocking=True), pixels.to(device, non_blocking=True)
 
 
-def _read(split: Shards, device: torch.device) -> UInt8[Tensor, "n 3 side side"]:
-    count = len(split.labels)
-    images = torch.empty(count, 3, split.side, split.side, dtype=torch.uint8, device=device)
-    for index, pixels in shards.batches(split, torch.arange(count).split(_READ)):
-        images[index[0] : index[-1] + 1] = pixels.to(device)
+def _read(split: Shards, reading: Reading, name: str) -> UInt8[Tensor, "n 3 side side"]:
+    orders = torch.arange(len(split.labels)).split(_READ)
+    images = torch.empty(len(split.labels), 3, split.side, split.side, dtype=torch.uint8, device=reading.device)
+    read = shards.batches(split, orders)
+    for index, pixels in reading.track(f"reading {name} images", read, len(orders)):
+        images[index] = pixels.to(reading.device)
     return images
 
 
@@ -192,9 +193,9 @@ def check_any(count: int, images: Source, what: str) -> None:
         raise ValueError(f"none of the images of {what} is readable: {images.unreadable[-1]}")
 
 
-def _check_side(found: int, side: int, name: str) -> None:
+def _check_side(found: int, side: int, name: str, hint: str = "") -> None:
     if found != side:
-        raise ValueError(f"the {name} images are {found}x{found}, and the network needs {side}x{side}")
+        raise ValueError(f"the {name} images are {found}x{found}, and the network needs {side}x{side}{hint}")
 
 
 def _streams(count: int, side: int, reading: Reading) -> bool:

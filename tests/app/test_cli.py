@@ -132,15 +132,19 @@ def test_a_run_on_prepared_shards_is_the_run_on_the_files(tmp_path, folder, monk
     assert cli.main(["prepare", str(folder), shards, "--side", "32"]) == 0
     assert f"{shards} holds 8 training and 8 test images" in capsys.readouterr().out
     losses = []
-    for name, data in (("files", str(folder)), ("shards", shards)):
-        options = ["--arch", "alexnet_cifar", "--epochs", "1", "--batch-size", "2", "--device", "cpu"]
-        assert cli.main(["train", "--data", data, *options, "--limit", "5", "--out", str(tmp_path / name)]) == 0
+    for name, data, how in (("files", str(folder), []), ("memory", shards, []), ("mapped", shards, ["--stream"])):
+        options = ["--arch", "alexnet_cifar", "--epochs", "1", "--batch-size", "2", "--device", "cpu", "--limit", "5"]
+        assert cli.main(["train", "--data", data, *options, *how, "--out", str(tmp_path / name)]) == 0
         losses.append(re.search(r"train loss (\S+)  test loss (\S+)", capsys.readouterr().out).groups())
-    assert losses[0] == losses[1]
-    files, mapped = (checkpoint.load(tmp_path / name / "checkpoint.safetensors")[0] for name in ("files", "shards"))
-    assert all(torch.equal(mapped.params[name], value) for name, value in files.params.items())
+    assert losses[0] == losses[1] == losses[2]
+    files, *others = (
+        checkpoint.load(tmp_path / name / "checkpoint.safetensors")[0] for name in ("files", "memory", "mapped")
+    )
+    for other in others:
+        assert all(torch.equal(other.params[name], value) for name, value in files.params.items())
     assert cli.main(["train", "--data", shards, "--arch", "alexnet"]) == 1
-    assert "the train images are 32x32, and the network needs 256x256" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "the train images are 32x32, and the network needs 256x256: prepare them again with --side 256" in told
 
 
 @pytest.mark.errors

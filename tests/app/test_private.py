@@ -325,4 +325,5 @@ def test_streamed_images_and_shards_serve_samples_of_nobody(tmp_path, photograph
     words = [*short[:3], "--batch-size", "16", "--device", "cpu", "--epochs", "2", "--dp-epsilon", "8", "--data"]
     assert cli.main([*words, str(photographs), "--stream", "--workers", "0"]) == 0
     assert cli.main(["prepare", str(photographs), str(tmp_path / "shards"), "--side", "32"]) == 0
-    assert cli.main([*words, str(tmp_path / "shards")]) == 0
+    for how in ([], ["--stream"]):
+        assert cli.main([*words, str(tmp_path / "shards"), *how]) == 0

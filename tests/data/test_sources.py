@@ -11,7 +11,9 @@ ORDERS = torch.tensor([3, 0, 5, 1, 1, 2, 4]).split(3)
 
 
 @pytest.fixture
-def opened(folder, tmp_path):
+def opened(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "SHARD", 4)
+    monkeypatch.setattr(sources, "_READ", 2)
     files = datasets.load(str(folder)).train
     prepare.prepare(datasets.load(str(folder)), tmp_path / "shards", side=8)
     prepared = datasets.load(str(tmp_path / "shards")).train
@@ -46,18 +48,30 @@ def test_shards_that_do_not_fit_are_read_as_they_are_asked_for(folder, tmp_path,
         assert type(sources.open_split(prepared, 8, sources.Reading(CPU), "train")).__name__ == kind
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_an_altered_image_of_shards_is_told_whichever_way(folder, tmp_path, stream):
+def test_some_of_the_images_of_shards_are_those_in_memory_too(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "SHARD", 4)
+    prepare.prepare(datasets.load(str(folder)), tmp_path / "shards", side=8)
+    some = datasets.load(str(tmp_path / "shards")).train.take(torch.tensor([5, 0, 3]))
+    order = [torch.tensor([2, 0, 1])]
+    found = [sources.open_split(some, 8, sources.Reading(CPU, stream=stream), "train") for stream in (False, True)]
+    ((index, pixels),), ((same, expected),) = (list(source.fetch(order)) for source in found)
+    assert torch.equal(index, same)
+    assert torch.equal(pixels, expected)
+
+
+def test_an_altered_image_of_shards_is_told_when_it_is_read(folder, tmp_path):
     prepare.prepare(datasets.load(str(folder)), tmp_path / "shards", side=8)
     prepared = datasets.load(str(tmp_path / "shards")).train
     (file,) = (tmp_path / "shards" / "train").glob("*.safetensors")
     contents = bytearray(file.read_bytes())
-    at = contents.index(prepared.pixels[0][4].numpy().tobytes())
-    contents[at] ^= 1
+    contents[contents.index(prepared.pixels[0][4].numpy().tobytes())] ^= 1
     file.write_bytes(contents)
-    altered = datasets.load(str(tmp_path / "shards")).train
-    with pytest.raises(ValueError, match="was altered: image 4 does not have its CRC-32"):
-        list(sources.open_split(altered, 8, sources.Reading(CPU, stream=stream), "train").fetch(ORDERS))
+    altered, told = datasets.load(str(tmp_path / "shards")).train, "was altered: image 4 does not have its CRC-32"
+    with pytest.raises(ValueError, match=told):
+        sources.open_split(altered, 8, sources.Reading(CPU), "train")
+    mapped = sources.open_split(altered, 8, sources.Reading(CPU, stream=True), "train")
+    with pytest.raises(ValueError, match=told):
+        list(mapped.fetch(ORDERS))
 
 
 def test_a_source_is_frozen(opened):
