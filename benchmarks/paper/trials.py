@@ -1,8 +1,8 @@
 """Runs of `alexnet train`, one a seed, which go on where they were stopped, and what came of them."""
 
+import itertools
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,12 +45,9 @@ class Outcome(NamedTuple):
 
 def outcomes(trials: Sequence[Trial], setting: Setting) -> list[Outcome]:
     """Trains what is not trained yet, `setting.jobs` runs side by side, and evaluates it."""
-    with ThreadPoolExecutor(setting.jobs) as pool:
-        each = [
-            [pool.submit(_one, trial, seed, setting) for seed in range(trial.seeds or setting.seeds)]
-            for trial in trials
-        ]
-        found = [[one.result() for one in row] for row in each]
+    runs = [(trial, seed) for trial in trials for seed in range(trial.seeds or setting.seeds)]
+    ends = iter(accuracy.side_by_side(lambda run: _one(*run, setting), runs, setting.jobs))
+    found = [list(itertools.islice(ends, trial.seeds or setting.seeds)) for trial in trials]
     return [Outcome(tuple(r[0] for r in row), tuple(r[1] for r in row), row[-1][2]) for row in found]
 
 
